@@ -1,0 +1,4 @@
+"""Emulated hardware of a storage node: interconnect adapters, NVRAM card, boot stages.
+
+Usable without `ccm` and `lab`; imports neither.
+"""

@@ -1,0 +1,66 @@
+"""Memory that a host, its adapters and the NVRAM card share.
+
+Sits under everything that is mapped twice. A `Memory` is bytes with, in the real worlds, a file descriptor that another
+process can map; in the simulator it is a bytearray and there is no descriptor. What the bytes mean is known elsewhere.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+
+class Memory:
+    """A run of bytes, perhaps shared: `buffer` is a writable memoryview of exactly `length` bytes."""
+
+    __slots__ = ("_mapping", "buffer", "fd", "length")
+
+    def __init__(self, buffer: memoryview, *, fd: int | None, mapping: mmap.mmap | None) -> None:
+        self.buffer = buffer
+        self.length = len(buffer)
+        self.fd = fd
+        self._mapping = mapping
+
+    @classmethod
+    def plain(cls, length: int) -> Memory:
+        """Zeroed memory of this process alone (the simulator, unit tests)."""
+        return cls(memoryview(bytearray(length)), fd=None, mapping=None)
+
+    @classmethod
+    def allocate(cls, length: int, name: str = "memory") -> Memory:
+        """Zeroed memory behind a memfd, to be passed to another process by its descriptor."""
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        os.ftruncate(fd, length)
+        return cls.map(fd, length)
+
+    @classmethod
+    def map(cls, fd: int, length: int | None = None) -> Memory:
+        """Maps `fd` (owned from now on). Raises ValueError when the file is shorter than `length`."""
+        size = os.fstat(fd).st_size
+        wanted = size if length is None else length
+        if wanted <= 0 or wanted > size:
+            raise ValueError(f"cannot map {wanted} bytes of a file of {size}")
+        mapping = mmap.mmap(fd, wanted)
+        return cls(memoryview(mapping), fd=fd, mapping=mapping)
+
+    @classmethod
+    def open_file(cls, path: Path, length: int) -> Memory:
+        """Maps the file at `path`, made or grown (sparse) to `length` bytes: it outlives every process."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if os.fstat(fd).st_size < length:
+            os.ftruncate(fd, length)
+        return cls.map(fd, length)
+
+    def close(self) -> None:
+        """Unmaps and closes. Slices still held elsewhere keep the mapping alive until they go."""
+        if self._mapping is not None:
+            try:
+                self.buffer.release()
+                self._mapping.close()
+            except BufferError:
+                pass  # somebody still looks at a slice: the mapping goes with the last one
+            self._mapping = None
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
