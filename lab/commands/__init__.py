@@ -1,0 +1,1 @@
+"""Subcommands of `lab`, one module each: `HELP`, `configure(parser)`, `main(args)`. See lab.cli."""
