@@ -13,7 +13,9 @@ import hmac
 import struct
 from dataclasses import dataclass
 
-SERVICE_ID = 0x0000_0000_CC4D_0001
+SERVICE_PORT = 0xCC4D
+SERVICE_ID = 0x0106_0000 | SERVICE_PORT
+"""As rdma_cm numbers services of its TCP port space, so that an rdma_cm program can call (Linux `cma.c`, cma_get_service_id)."""
 PROTOCOL_VERSION = 1
 CHALLENGE_BYTES = 16
 PROOF_BYTES = 32
@@ -84,8 +86,8 @@ class ConnectReply:
         """None for anything that is not a connect reply."""
         if len(data) < _REPLY.size:
             return None
-        magic, version, node_id, *rest = _REPLY.unpack_from(data)
-        return cls(node_id, *rest, version=version) if magic == _MAGIC else None
+        magic, version, *fields = _REPLY.unpack_from(data)
+        return cls(*fields, version) if magic == _MAGIC else None
 
 
 def proof(key: bytes, role: str, challenge: bytes, node_id: int, incarnation: int) -> bytes:
