@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import difflib
 import importlib
 import signal
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, cast
 
-from lab.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PASS, LabError
+from lab.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PASS, LabError, did_you_mean
 
 COMMANDS = Path(__file__).parent / "commands"
 
@@ -63,9 +62,11 @@ def help_line(name: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `lab` with `argv` (sys.argv without the program's name); gives the exit status."""
+    if argv is None:
+        # Only as a process of its own: a program that calls main() keeps its handlers.
+        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGHUP, _interrupt)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
     try:
         return _dispatch(arguments)
     except LabError as error:
@@ -118,9 +119,7 @@ def version() -> str:
 
 def _unknown(name: str) -> int:
     kind = "option" if name.startswith("-") else "command"
-    near = difflib.get_close_matches(name, command_names(), n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    _tell(f'unknown {kind} "{name}"{hint}; `lab --help` lists the commands')
+    _tell(f'unknown {kind} "{name}"{did_you_mean(name, command_names())}; `lab --help` lists the commands')
     return EXIT_INPUT
 
 

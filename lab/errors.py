@@ -6,7 +6,8 @@ the command with a message and the exit status of the contract; anything else th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 EXIT_PASS = 0
@@ -77,3 +78,13 @@ class MachineError(LabError):
 
     def __str__(self) -> str:
         return f"{self.missing}\n  to get it: {self.how_to_get}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The words " (did you mean X?)" for the nearest of `known`, empty where none is near."""
+    names = sorted(known)
+    lower = {name.lower(): name for name in names}
+    if word.lower() in lower:
+        return f" (did you mean {lower[word.lower()]}?)"
+    near = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.55)
+    return f" (did you mean {lower[near[0]]}?)" if near else ""

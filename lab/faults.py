@@ -1,0 +1,83 @@
+"""The fault catalogue: what each kind of fault is aimed at, what it takes, whether it can be undone, and where it exists.
+
+A scenario is checked against this table before anything starts. Adding a kind: a row here, and its doing in each world
+that the row names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from lab.parameters import Parameter, ParameterKind
+
+WORLDS = ("sim", "netns", "docker")
+
+
+class Target(Enum):
+    """What a fault is aimed at."""
+
+    CABLE = "cable"
+    """A cable, by its name."""
+    FRAME = "frame"
+    """The frame that the step's trigger matched; with a trigger by time, frames of the cable named as target."""
+    NODE = "node"
+    """A node, by its name."""
+    PORT = "port"
+    """An adapter, as NODE.ADAPTER."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One kind of fault."""
+
+    name: str
+    target: Target
+    help: str
+    undone: bool = True
+    """Whether it lasts and can be undone (so that a step may say `for`)."""
+    parameters: tuple[Parameter, ...] = ()
+    worlds: tuple[str, ...] = WORLDS
+
+
+_FROM = Parameter("from", ParameterKind.END, "frames that come from this end alone")
+_MANY = (
+    Parameter("count", ParameterKind.COUNT, "how many frames; 1 where neither this nor probability is given"),
+    Parameter("probability", ParameterKind.PROBABILITY, "each matching frame with this chance, drawn from the seed"),
+    _FROM,
+)
+_FAULTS = (
+    Fault("cable.cut", Target.CABLE, "the carrier is lost on both ends, and every frame with it"),
+    Fault(
+        "cable.cut_one_end",
+        Target.CABLE,
+        "the carrier is lost on one end; the other end sees a good cable into which everything vanishes",
+        parameters=(Parameter("end", ParameterKind.END, "the end that loses its carrier", required=True),),
+    ),
+    Fault("cable.blackhole", Target.CABLE, "frames vanish both ways, the carrier stays"),
+    Fault(
+        "cable.blackhole_one_way",
+        Target.CABLE,
+        "frames from one end vanish, the carrier stays",
+        parameters=(Parameter("from", ParameterKind.END, "the end whose frames vanish", required=True),),
+    ),
+    Fault("cable.drop", Target.FRAME, "frames are lost", parameters=_MANY),
+    Fault("cable.corrupt", Target.FRAME, "a bit of the frame is flipped; the ICRC tells", parameters=_MANY),
+    Fault("cable.duplicate", Target.FRAME, "the frame arrives twice", parameters=_MANY),
+    Fault(
+        "frame.nak_sequence",
+        Target.FRAME,
+        "the sender of the frame gets a forged NAK (sequence error) for its PSN",
+        undone=False,
+    ),
+    Fault("host.crash", Target.NODE, "the host process is killed; undone, it boots again"),
+    Fault("host.pause", Target.NODE, "the host process is stopped (SIGSTOP); undone, it goes on"),
+    Fault("adapter.die", Target.PORT, "the adapter stops for good; undone, it is replaced by a new one"),
+    Fault(
+        "adapter.reset",
+        Target.PORT,
+        "the adapter loses its queue pairs and registrations, and comes back by itself",
+        undone=False,
+    ),
+)
+FAULTS: dict[str, Fault] = {fault.name: fault for fault in _FAULTS}
