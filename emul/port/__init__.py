@@ -1,7 +1,7 @@
 """Ports: where frames enter and leave an adapter.
 
-A port moves whole Ethernet frames and tells the carrier; it knows nothing of RDMA. `xdp` and `packet` are real interfaces,
-`memory` is two ends in one process.
+A port moves whole Ethernet frames and tells the carrier; it knows nothing of RDMA. `xdp` and `packet` are real
+interfaces, `memory` is two ends in one process; `open` chooses.
 """
 
 from __future__ import annotations

@@ -1,0 +1,360 @@
+"""A port over AF_XDP: frames move through four rings shared with the kernel, past its network stack.
+
+One memory (UMEM) is cut into chunks: the first `receive_frames` travel fill ring -> kernel -> receive ring -> us ->
+fill ring, the others free list -> transmit ring -> kernel -> completion ring -> free list. An XDP program, attached by
+a link that goes away with the process, redirects the port's frames (`filters`) to the socket and leaves the rest to the
+kernel.
+
+Copy mode, one queue, one buffer for a frame. Rings of 32-bit indices that only grow; each index is written by one side.
+Python has no memory barriers: on x86-64 the hardware orders these loads and stores as the rings need it, elsewhere the
+system call before each sleep and after each send is what we have. Numbers are those of linux/if_xdp.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import resource
+import socket
+import struct
+import time
+from collections.abc import Sequence
+
+from emul.port import FRAMES_PER_TURN_MAX, bpf, filters
+from emul.port.carrier import Interface
+from emul.port.errors import PortBusy, PortError, PortUnsupported
+from emul.port.lease import Lease
+
+_AF_XDP = 44
+_SOL_XDP = 283
+_XDP_MMAP_OFFSETS, _XDP_RX_RING, _XDP_TX_RING, _XDP_UMEM_REG = 1, 2, 3, 4
+_XDP_UMEM_FILL_RING, _XDP_UMEM_COMPLETION_RING, _XDP_STATISTICS = 5, 6, 7
+_PGOFF_RX, _PGOFF_TX, _PGOFF_FILL, _PGOFF_COMPLETION = 0, 0x8000_0000, 0x1_0000_0000, 0x1_8000_0000
+_XDP_COPY, _XDP_USE_NEED_WAKEUP = 1 << 1, 1 << 3
+_RING_NEED_WAKEUP = 1
+
+_UMEM_REG = struct.Struct("=QQIIII")  # address, bytes, chunk bytes, headroom, flags, padding
+_SOCKADDR_XDP = struct.Struct("=HHIII")  # family, flags, interface index, queue, shared umem descriptor
+_STATISTICS = struct.Struct("=6Q")
+_OFFSETS = struct.Struct("=16Q")  # for each ring: producer, consumer, entries, flags
+
+CHUNK_BYTES = 4096
+_KERNEL_HEADROOM = 256
+ETHERNET_BYTES = 14
+FRAME_BYTES_MAX = CHUNK_BYTES - _KERNEL_HEADROOM
+MTU_MAX = 3498
+"""Largest MTU that native XDP on a veth takes in one buffer."""
+RECEIVE_FRAMES = 512
+"""Frames that may wait for us; more are dropped by the kernel and counted."""
+TRANSMIT_FRAMES = 256
+_BIND_ATTEMPTS_MAX = 250
+_BIND_PAUSE_S = 0.002
+"""The kernel frees a closed socket's queue from a work queue: a port that was just closed leaves it a little later."""
+_KICKS_MAX = 2 * TRANSMIT_FRAMES // 32 + 2
+"""System calls for one `send`: the kernel transmits up to 32 frames a call."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_Offsets = tuple[int, int, int, int]
+
+
+class _Ring:
+    """A ring's mapping: `words[producer]` and `words[consumer]` are its indices, `words[flags]` the kernel's wishes."""
+
+    __slots__ = ("_mapping", "consumer", "entries", "flags", "producer", "words")
+
+    def __init__(self, fd: int, page_offset: int, offsets: _Offsets, size: int, words_per_entry: int) -> None:
+        start, end = offsets[2], offsets[2] + 8 * words_per_entry * size
+        self._mapping = mmap.mmap(fd, end, mmap.MAP_SHARED | mmap.MAP_POPULATE, offset=page_offset)
+        view = memoryview(self._mapping)
+        self.words = view[: start & ~3].cast("I")
+        self.entries = view[start:end].cast("Q")
+        self.producer, self.consumer, self.flags = offsets[0] // 4, offsets[1] // 4, offsets[3] // 4
+
+    def close(self) -> None:
+        self.words.release()
+        self.entries.release()
+        # The view that both were cut from keeps the mapping until it is collected.
+
+
+class XdpPort:
+    """An interface driven over AF_XDP. See `emul.port.Port` for what the methods promise.
+
+    `address` is the port's IPv4 address: only its frames are taken (None takes all ARP and RoCEv2). The memory is
+    CHUNK_BYTES x (receive_frames + transmit_frames), both powers of two, pinned. Raises PortMissing, PortDown,
+    PortBusy, PortUnsupported; afterwards nothing raises for the network's sake.
+    """
+
+    _fd: int
+    _received: int
+    _filled: int
+    _placed: int
+    _completed: int
+    _rx_frames: int
+    _tx_frames: int
+    _tx_dropped: int
+
+    def __init__(
+        self, interface: str, address: str | None = None, *,
+        receive_frames: int = RECEIVE_FRAMES, transmit_frames: int = TRANSMIT_FRAMES,
+    ) -> None:  # fmt: skip
+        if receive_frames & (receive_frames - 1) or transmit_frames & (transmit_frames - 1):
+            raise ValueError(f"ring sizes are powers of two, got {receive_frames} and {transmit_frames}")
+        self._interface = Interface(interface)
+        self._lease: Lease | None = None
+        self._closers: list[int] = []
+        self.fallback_reason: str | None = None
+        try:
+            self._check(interface)
+            self._lease = Lease(self._interface)
+            self._open(receive_frames, transmit_frames, address)
+        except BaseException:
+            self.close()
+            raise
+
+    def fileno(self) -> int:
+        """The AF_XDP socket."""
+        return self._fd
+
+    def receive(self, frames_max: int = FRAMES_PER_TURN_MAX) -> list[bytes]:
+        """Takes waiting frames from the receive ring and gives their chunks back to the kernel."""
+        ring = self._receive_ring
+        taken = self._received
+        count = (ring.words[ring.producer] - taken) & 0xFFFF_FFFF
+        if not count:
+            return []
+        if count > frames_max:
+            count = frames_max
+        umem, entries, mask = self._umem, ring.entries, self._receive_mask
+        fill = self._fill_ring
+        chunks, filled = fill.entries, self._filled
+        frames = []
+        for index in range(count):
+            place = ((taken + index) & mask) * 2
+            start = entries[place]
+            frames.append(umem[start : start + (entries[place + 1] & 0xFFFF_FFFF)])
+            chunks[(filled + index) & mask] = start
+        self._received = taken = (taken + count) & 0xFFFF_FFFF
+        ring.words[ring.consumer] = taken
+        self._filled = filled = (filled + count) & 0xFFFF_FFFF
+        fill.words[fill.producer] = filled
+        if fill.words[fill.flags] & _RING_NEED_WAKEUP:
+            self._wake_fill()
+        self._rx_frames += count
+        return frames
+
+    def send(self, frames: Sequence[bytes]) -> int:
+        """Puts frames on the transmit ring and has the kernel send them before it returns."""
+        free, ring, umem = self._free, self._transmit_ring, self._umem
+        entries, mask, frame_max = ring.entries, self._transmit_mask, self._frame_bytes_max
+        placed = self._placed
+        taken = 0
+        for frame in frames:
+            length = len(frame)
+            if length > frame_max or length < ETHERNET_BYTES:
+                self._tx_dropped += 1
+                taken += 1
+                continue
+            if not free:
+                self._placed = placed
+                ring.words[ring.producer] = placed
+                self._transmit()
+                placed = self._placed
+                if not free:
+                    break
+            start = free.pop()
+            umem[start : start + length] = frame
+            place = (placed & mask) * 2
+            entries[place] = start
+            entries[place + 1] = length
+            placed = (placed + 1) & 0xFFFF_FFFF
+            taken += 1
+        self._placed = placed
+        ring.words[ring.producer] = placed
+        self._transmit()
+        return taken
+
+    def carrier(self) -> bool:
+        """Whether the cable is alive, read now."""
+        return self._interface.carrier()
+
+    def counters(self) -> dict[str, int]:
+        """Frames moved, and what the kernel counted: "rx_dropped" are all frames lost for our slowness or as too long
+        for a chunk, "rx_ring_full" and "rx_fill_ring_empty" tell why; "tx_dropped" those refused without carrier or
+        too long."""
+        counted = {"rx_frames": self._rx_frames, "tx_frames": self._tx_frames, "tx_dropped": self._tx_dropped}
+        raw = self._socket.getsockopt(_SOL_XDP, _XDP_STATISTICS, _STATISTICS.size)
+        names = ("rx_dropped", "rx_invalid", "tx_invalid", "rx_ring_full", "rx_fill_ring_empty", "tx_ring_empty")
+        return counted | dict(zip(names, _STATISTICS.unpack(raw), strict=True))
+
+    def close(self) -> None:
+        """Detaches the program, then closes the socket; what waited is lost. A second call does nothing."""
+        for fd in reversed(self._closers):
+            os.close(fd)
+        self._closers = []
+        for name in ("_receive_ring", "_transmit_ring", "_fill_ring", "_completion_ring"):
+            ring: _Ring | None = getattr(self, name, None)
+            if ring is not None:
+                ring.close()
+                delattr(self, name)
+        opened: socket.socket | None = getattr(self, "_socket", None)
+        if opened is not None:
+            opened.close()
+        if self._lease is not None:
+            self._lease.release()
+        self._interface.close()
+
+    def _check(self, interface: str) -> None:
+        self.mac, self.mtu = self._interface.mac, self._interface.mtu
+        self._interface.require_up()
+        if self.mtu > MTU_MAX:
+            raise PortUnsupported(interface, f"MTU {self.mtu} is too large for AF_XDP in one buffer, at most {MTU_MAX}")
+        queues = self._interface.receive_queues()
+        if queues != 1:
+            raise PortUnsupported(interface, f"{queues} receive queues, AF_XDP is driven here on interfaces with one")
+
+    def _open(self, receive_frames: int, transmit_frames: int, address: str | None) -> None:
+        name = self._interface.name
+        try:
+            self._make_socket(receive_frames, transmit_frames)
+            self._fd = self._socket.fileno()
+            self._map_rings(receive_frames, transmit_frames)
+            self._start_counting(receive_frames, transmit_frames)
+            self._bind()
+            self.wire = self._attach(address)
+        except PortError:
+            raise
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise PortBusy(name, f"another program holds the interface ({error})") from error
+            raise PortUnsupported(name, f"AF_XDP is not to be had: {error}") from error
+
+    def _make_socket(self, receive_frames: int, transmit_frames: int) -> None:
+        _raise_memory_lock()
+        self._socket = socket.socket(_AF_XDP, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        length = (receive_frames + transmit_frames) * CHUNK_BYTES
+        self._umem = mmap.mmap(-1, length)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._umem))
+        option = self._socket.setsockopt
+        option(_SOL_XDP, _XDP_UMEM_REG, _UMEM_REG.pack(address, length, CHUNK_BYTES, 0, 0, 0))
+        option(_SOL_XDP, _XDP_UMEM_FILL_RING, receive_frames)
+        option(_SOL_XDP, _XDP_UMEM_COMPLETION_RING, transmit_frames)
+        option(_SOL_XDP, _XDP_RX_RING, receive_frames)
+        option(_SOL_XDP, _XDP_TX_RING, transmit_frames)
+
+    def _map_rings(self, receive_frames: int, transmit_frames: int) -> None:
+        numbers = _OFFSETS.unpack(self._socket.getsockopt(_SOL_XDP, _XDP_MMAP_OFFSETS, _OFFSETS.size))
+        receive, transmit, fill, completion = (numbers[start : start + 4] for start in (0, 4, 8, 12))
+        self._receive_ring = _Ring(self._fd, _PGOFF_RX, receive, receive_frames, 2)
+        self._transmit_ring = _Ring(self._fd, _PGOFF_TX, transmit, transmit_frames, 2)
+        self._fill_ring = _Ring(self._fd, _PGOFF_FILL, fill, receive_frames, 1)
+        self._completion_ring = _Ring(self._fd, _PGOFF_COMPLETION, completion, transmit_frames, 1)
+
+    def _start_counting(self, receive_frames: int, transmit_frames: int) -> None:
+        self._receive_mask, self._transmit_mask = receive_frames - 1, transmit_frames - 1
+        self._frame_bytes_max = min(FRAME_BYTES_MAX, self.mtu + ETHERNET_BYTES)
+        chunks = [place * CHUNK_BYTES for place in range(receive_frames + transmit_frames)]
+        self._free = chunks[receive_frames:]
+        self._received = self._placed = self._completed = 0
+        self._rx_frames = self._tx_frames = self._tx_dropped = 0
+        for place, start in enumerate(chunks[:receive_frames]):
+            self._fill_ring.entries[place] = start
+        self._filled = receive_frames
+        self._fill_ring.words[self._fill_ring.producer] = receive_frames
+
+    def _bind(self) -> None:
+        flags = _XDP_COPY | _XDP_USE_NEED_WAKEUP
+        address = _SOCKADDR_XDP.pack(_AF_XDP, flags, self._interface.index, 0, 0)
+        for attempt in range(_BIND_ATTEMPTS_MAX):
+            if _libc.bind(self._fd, address, len(address)) == 0:
+                return
+            code = ctypes.get_errno()
+            if code != errno.EBUSY or attempt == _BIND_ATTEMPTS_MAX - 1:
+                raise OSError(code, f"bind to queue 0: {os.strerror(code)}")
+            time.sleep(_BIND_PAUSE_S)
+
+    def _attach(self, address: str | None) -> str:
+        """Loads and attaches the program; gives the wire's name. What it opened is closed by `close`."""
+        queues = bpf.create_xsk_map(1)
+        self._closers.append(queues)
+        bpf.update_map(queues, 0, self._fd)
+        program = bpf.load_program(filters.xdp_program(queues, address), "ccm_port")
+        self._closers.append(program)
+        try:
+            link, wire = bpf.attach(program, self._interface.index, bpf.XdpMode.NATIVE), "xdp-native"
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise
+            link, wire = bpf.attach(program, self._interface.index, bpf.XdpMode.GENERIC), "xdp-generic"
+            self.fallback_reason = f"no native XDP on {self._interface.name}: {error}"
+        self._closers.append(link)
+        return wire
+
+    def _transmit(self) -> None:
+        """Has the kernel send what is on the transmit ring, and takes the chunks back that it is done with.
+
+        Bounded: what the kernel still refuses after _KICKS_MAX calls stays on the ring for the next call.
+        """
+        ring = self._transmit_ring
+        words, consumer, placed = ring.words, ring.consumer, self._placed
+        before = words[consumer]
+        if before == placed:
+            return
+        for _ in range(_KICKS_MAX):
+            if not words[ring.flags] & _RING_NEED_WAKEUP:
+                break
+            try:
+                self._socket.send(b"", socket.MSG_DONTWAIT)
+            except OSError as error:
+                if error.errno in (errno.ENETDOWN, errno.ENXIO):
+                    self._take_back(before)
+                    return
+                if error.errno == errno.EBUSY:
+                    # The frame before the consumer was refused by the device: no carrier, or the other end is full.
+                    self._tx_dropped += 1
+                    self._tx_frames -= 1
+            self._reap()
+            if words[consumer] == placed:
+                break
+        self._tx_frames += (words[consumer] - before) & 0xFFFF_FFFF
+
+    def _take_back(self, before: int) -> None:
+        """The interface is down and the kernel looked at nothing: the frames are lost, rather than sent much later."""
+        ring = self._transmit_ring
+        if ring.words[ring.consumer] != before:
+            return
+        for index in range((self._placed - before) & 0xFFFF_FFFF):
+            self._free.append(ring.entries[((before + index) & self._transmit_mask) * 2])
+            self._tx_dropped += 1
+        self._placed = before
+        ring.words[ring.producer] = before
+
+    def _reap(self) -> None:
+        """Takes finished transmit chunks from the completion ring."""
+        ring = self._completion_ring
+        done = self._completed
+        count = (ring.words[ring.producer] - done) & 0xFFFF_FFFF
+        if not count:
+            return
+        mask, entries, free = self._transmit_mask, ring.entries, self._free
+        for index in range(count):
+            free.append(entries[(done + index) & mask])
+        self._completed = done = (done + count) & 0xFFFF_FFFF
+        ring.words[ring.consumer] = done
+
+    def _wake_fill(self) -> None:
+        # It only tells the driver to look at the fill ring; nothing is read here.
+        with contextlib.suppress(OSError):
+            self._socket.recv(0, socket.MSG_DONTWAIT)
+
+
+def _raise_memory_lock() -> None:
+    """UMEM is pinned: lifts the limit on locked memory where we may; where not, registration says ENOBUFS."""
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (OSError, ValueError):
+        soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
