@@ -26,7 +26,7 @@ _EXPECTATIONS = (
     Expectation("traffic.continued", "no session broke: no client was told of an error", (_WITHIN,)),
     Expectation("mirror.no_committed_loss", "every committed write is in the memory of both sides, to the byte"),
     Expectation("alerts.exactly_once", "one ready and at most one error alert for each client, side and epoch"),
-    Expectation("session.broken", "a session broke, its clients were told, and it came back in a newer epoch", (_WITHIN,)),
+    Expectation("session.broken", "a session broke, its clients were told, it came back in a newer epoch", (_WITHIN,)),
     Expectation("partner.readable", "the node's boot status could be read by its partner while its host was down"),
     Expectation("retransmission.seen", "an adapter sent a packet again"),
     Expectation("nothing.leaked", "after closing, no queue pair, memory region, thread, descriptor or process is left"),

@@ -1,4 +1,4 @@
-"""The fault catalogue: what each kind of fault is aimed at, what it takes, whether it can be undone, and where it exists.
+"""The fault catalogue: what each kind of fault is aimed at, what it takes, whether it can be undone, where it exists.
 
 A scenario is checked against this table before anything starts. Adding a kind: a row here, and its doing in each world
 that the row names.

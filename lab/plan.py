@@ -6,6 +6,7 @@ local port to one partner port that a cable or connected switches lead to; both 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,9 +193,9 @@ def _reach(topology: Topology, port: tuple[str, str]) -> dict[tuple[str, str], t
                 first.append((cable.name, far))
     reached: dict[tuple[str, str], tuple[str, ...]] = {}
     seen: set[str] = set()
-    queue = [((name,), far) for name, far in first]
+    queue: deque[tuple[tuple[str, ...], End]] = deque(((name,), far) for name, far in first)
     while queue:
-        cables, end = queue.pop(0)
+        cables, end = queue.popleft()
         if not end.switch:
             reached.setdefault((end.node, end.adapter), cables)
         elif end.switch not in seen:

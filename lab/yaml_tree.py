@@ -78,6 +78,8 @@ class Mapping:
 
 
 Tree = Leaf | Sequence | Mapping
+Place = tuple[str | int, ...]
+"""The keys and indices that lead to a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +89,12 @@ class Document:
     file: str
     root: Mapping
 
-    def problem(self, place: tuple[str | int, ...], message: str, *, key: bool = False) -> Problem:
+    def problem(self, place: Place, message: str, *, key: bool = False) -> Problem:
         """A problem at the value (or the key) that `place` leads to, or at the nearest thing above it that exists."""
         mark = self.mark(place, key=key)
         return Problem(self.file, mark.line, mark.column, message)
 
-    def mark(self, place: tuple[str | int, ...], *, key: bool = False) -> Mark:
+    def mark(self, place: Place, *, key: bool = False) -> Mark:
         """Where the value (or the key) that `place` leads to stands."""
         tree: Tree = self.root
         mark = tree.mark
@@ -104,6 +106,8 @@ class Document:
             elif isinstance(tree, Sequence) and isinstance(step, int) and 0 <= step < len(tree.items):
                 tree = tree.items[step]
                 mark = tree.mark
+            elif isinstance(tree, Sequence) and isinstance(step, str):
+                continue  # A short form (a list) leaves the key out.
             else:
                 break
         return mark
@@ -211,7 +215,7 @@ class _Builder:
         finally:
             loader.dispose()
 
-    def _start(self, event: yaml.Event, tree: Sequence | Mapping) -> None:
+    def _start(self, event: yaml.CollectionStartEvent, tree: Sequence | Mapping) -> None:
         self._check_tag(event)
         if len(self.open) >= DEPTH_MAX:
             self._stop(event, f"expected at most {DEPTH_MAX} levels of nesting, found more")
@@ -228,7 +232,7 @@ class _Builder:
         self._place(event, tree, anchor)
 
     def _alias(self, event: yaml.AliasEvent) -> None:
-        target = self.anchors.get(event.anchor)
+        target = self.anchors.get(event.anchor or "")
         if target is None:
             self._stop(event, f"expected the name of an anchor above, found *{event.anchor}")
         else:
@@ -268,7 +272,7 @@ class _Builder:
         else:
             parent.keys[text] = mark
 
-    def _check_tag(self, event: yaml.Event) -> None:
+    def _check_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
         if event.tag not in (None, "!", "tag:yaml.org,2002:str"):
             self._stop(event, f"expected a value without a tag, found {event.tag}")
 
@@ -278,7 +282,8 @@ class _Builder:
 
 
 def _mark(event: yaml.Event) -> Mark:
-    return Mark(event.start_mark.line + 1, event.start_mark.column + 1)
+    start = event.start_mark
+    return Mark(start.line + 1, start.column + 1) if start is not None else Mark(1, 1)
 
 
 def _resolve(event: yaml.ScalarEvent) -> Scalar:
