@@ -288,7 +288,7 @@ def _mark(event: yaml.Event) -> Mark:
 
 def _resolve(event: yaml.ScalarEvent) -> Scalar:
     text: str = event.value
-    if event.style is not None or event.tag is not None:
+    if event.style or event.tag is not None:
         return text
     if text in _WORDS:
         return _WORDS[text]
