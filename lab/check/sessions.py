@@ -23,7 +23,7 @@ def parameter_ns(parameters: Mapping[str, object], name: str, otherwise: int) ->
 
 def recovered(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResult:
     """Each stream that noticed a fault commits new work within the bound, counted from when the fault was undone."""
-    within = parameter_ns(parameters, "within", RECOVERY_BOUND_NS)
+    within = parameter_ns(parameters, "within_ns", RECOVERY_BOUND_NS)
     findings = Findings("sessions.recovered")
     slowest = 0
     for fault in evidence.faults:
@@ -88,7 +88,7 @@ def _is_ready(evidence: Evidence, session: Session) -> bool:
 
 def continued(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResult:
     """No client is told of an error, and no stream goes longer than the bound without a commit."""
-    bound = parameter_ns(parameters, "gap", GAP_BOUND_NS)
+    bound = parameter_ns(parameters, "within_ns", GAP_BOUND_NS)
     findings = Findings("traffic.continued")
     longest = 0
     for session in evidence.sessions:

@@ -1,0 +1,163 @@
+"""Cables and switches in virtual time: delay with jitter, carrier, silent loss, and the injector in the middle.
+
+Frames of one direction of a cable never overtake each other. A cable that is cut loses what is on its way. What an armed
+cable does to a frame is decided by the same injector core as on real frames.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from emul.clock import SECOND
+from lab.sim.scheduler import Priority, Scheduler, What
+
+DELAY_NS = 5_000
+"""From one end of a cable to the other, without what the topology adds."""
+JITTER_NS = 3_000
+CARRIER_NOTICE_NS = 50_000
+"""A port sees a change of the carrier this long after it, and up to CARRIER_JITTER_NS later."""
+CARRIER_JITTER_NS = 450_000
+SWITCH_NS = 2_000
+BROADCAST = b"\xff" * 6
+
+Injector = Callable[[str, str, bytes, int], list[tuple[str, bytes, int]]]
+"""(cable, source end, frame, now) to what leaves it: (end that it goes to, frame, when)."""
+
+
+class CableEnd(Protocol):
+    """What a cable is plugged into: an adapter's port or a switch."""
+
+    name: str
+    """Node or switch."""
+
+    def receive(self, cable: Cable, frames: Sequence[bytes]) -> None:
+        """Takes frames off the cable."""
+
+    def on_carrier(self, up: bool) -> None:
+        """The carrier of this end changed."""
+
+
+class Cable:
+    """One cable; directions are named by the index of the end that sends."""
+
+    def __init__(
+        self, name: str, number: int, scheduler: Scheduler, rng: random.Random, *, delay_ns: int, rate_bps: int | None
+    ) -> None:
+        self.name = name
+        self.number = number
+        self.ends: list[CableEnd] = []
+        self.injector: Injector | None = None
+        """Set while the cable is armed."""
+        self.unplugged = [False, False]
+        """By end: no carrier there, and nothing in or out."""
+        self.blackholed = [False, False]
+        """By the end that sends: frames vanish, the carrier stays."""
+        self.lost = 0
+        self._scheduler = scheduler
+        self._rng = rng
+        self._delay_ns = DELAY_NS + delay_ns
+        self._rate_bps = rate_bps
+        self._arrival = [0, 0]
+        self._generation = 0
+
+    def plug(self, end: CableEnd) -> None:
+        """Connects the next end (two in all)."""
+        assert len(self.ends) < 2
+        self.ends.append(end)
+
+    def end_of(self, name: str) -> int:
+        """The index of the end at node or switch `name`. Raises KeyError."""
+        for index, end in enumerate(self.ends):
+            if end.name == name:
+                return index
+        raise KeyError(f"cable {self.name} has no end at {name}")
+
+    def send(self, source: CableEnd, frames: Sequence[bytes]) -> None:
+        """Puts frames on the cable at the end `source`; they arrive later, in order, or are lost."""
+        index = self.ends.index(source)
+        if self.unplugged[index]:
+            self.lost += len(frames)
+            return
+        if self.injector is None:
+            self._carry(index, frames, self._scheduler.now)
+            return
+        for frame in frames:
+            for towards, changed, at in self.injector(self.name, source.name, frame, self._scheduler.now):
+                self._carry(1 - self.end_of(towards), [changed], at)
+
+    def _carry(self, index: int, frames: Sequence[bytes], start: int) -> None:
+        if self.blackholed[index]:
+            self.lost += len(frames)
+            return
+        delay = self._delay_ns + int(self._rng.random() * JITTER_NS)
+        if self._rate_bps is not None:
+            delay += sum(map(len, frames)) * 8 * SECOND // self._rate_bps
+        arrival = self._arrival[index] = max(self._arrival[index] + 1, start + delay)
+        generation = self._generation
+        self._scheduler.at(arrival, Priority.FRAME, lambda: self._arrive(1 - index, frames, generation))
+
+    def _arrive(self, index: int, frames: Sequence[bytes], generation: int) -> None:
+        if generation != self._generation or self.unplugged[index]:
+            self.lost += len(frames)
+            return
+        for frame in frames:  # the last four bytes are a checksum over the whole frame
+            self._scheduler.trace(What.FRAME, self.number * 2 + index, int.from_bytes(frame[-4:], "little"))
+        self.ends[index].receive(self, frames)
+
+    def unplug(self, ends: Sequence[int]) -> None:
+        """These ends lose their carrier; what is on its way is lost."""
+        self._generation += 1
+        self._set_carrier(ends, up=False)
+
+    def plug_in(self, ends: Sequence[int]) -> None:
+        """These ends get their carrier back."""
+        self._set_carrier(ends, up=True)
+
+    def _set_carrier(self, ends: Sequence[int], *, up: bool) -> None:
+        for index in ends:
+            if self.unplugged[index] != up:
+                continue  # already so
+            self.unplugged[index] = not up
+            self._scheduler.trace(What.CARRIER, self.number * 2 + index, int(up))
+            notice = CARRIER_NOTICE_NS + int(self._rng.random() * CARRIER_JITTER_NS)
+            end = self.ends[index]
+            self._scheduler.after(notice, Priority.ADAPTER, lambda end=end, index=index: self._notice(end, index))
+
+    def _notice(self, end: CableEnd, index: int) -> None:
+        end.on_carrier(not self.unplugged[index])  # as it is now: a short flap may go unseen, as with a real port
+
+
+class Switch:
+    """Forwards by destination address; the way to each address is known from the start, as the topology is."""
+
+    def __init__(self, name: str, scheduler: Scheduler) -> None:
+        self.name = name
+        self._scheduler = scheduler
+        self._towards: dict[bytes, Cable] = {}
+        self._cables: list[Cable] = []
+
+    def attach(self, cable: Cable) -> None:
+        """Plugs a cable in."""
+        self._cables.append(cable)
+        cable.plug(self)
+
+    def learn(self, mac: bytes, cable: Cable) -> None:
+        """Frames for `mac` leave over `cable`."""
+        self._towards.setdefault(mac, cable)
+
+    def receive(self, cable: Cable, frames: Sequence[bytes]) -> None:
+        """Forwards each frame a little later; an unknown or broadcast address goes everywhere else."""
+        self._scheduler.after(SWITCH_NS, Priority.FRAME, lambda: self._forward(cable, frames))
+
+    def _forward(self, came_from: Cable, frames: Sequence[bytes]) -> None:
+        for frame in frames:
+            known = self._towards.get(bytes(frame[:6]))
+            targets = [known] if known is not None else self._cables
+            for cable in targets:
+                if cable is not came_from:
+                    cable.send(self, [frame])
+
+    def on_carrier(self, up: bool) -> None:
+        """A switch just has one port less."""

@@ -1,0 +1,199 @@
+"""A world: where a scenario takes place. What the runner needs of it, the same for virtual and for real time.
+
+The runner decides what happens when; a world only does it. Times are ns on the world's own scale, which is the scale of
+its histories: CLOCK_MONOTONIC where time is real, virtual time in the simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from lab.check.evidence import PathEnd
+from lab.faults import FAULTS, Target
+from lab.plan import Plan
+from lab.scenario import OnFrame, Step
+
+OBSERVE = "pass"
+"""Action of an injector rule that only counts: the frame goes on unchanged."""
+FRAME_ACTIONS: Mapping[str, str] = {
+    "cable.drop": "drop",
+    "cable.corrupt": "corrupt",
+    "cable.duplicate": "duplicate",
+    "frame.nak_sequence": "forge_nak_sequence",
+}
+"""Faults that a rule of the injector does, and the rule's action."""
+
+
+class HostUnreachable(Exception):
+    """The host does not answer: it is down, paused or not yet up. Expected while a fault is on."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFault:
+    """One step of a schedule with its number in the run."""
+
+    id: int
+    step: Step
+
+    @property
+    def kind(self) -> str:
+        """Its name in the catalogue, such as "cable.cut"."""
+        return self.step.fault
+
+    @property
+    def by_injector(self) -> bool:
+        """Whether a rule of the injector does it."""
+        return self.step.fault in FRAME_ACTIONS
+
+    @property
+    def needs_arming(self) -> bool:
+        """Whether a rule has to watch for its trigger from the start of the load on."""
+        return isinstance(self.step.trigger, OnFrame)
+
+    def target_text(self) -> str:
+        """For people: the target, or the frame that it waits for."""
+        if self.step.target is not None:
+            return self.step.target
+        trigger = self.step.trigger
+        if isinstance(trigger, OnFrame):
+            way = f" {trigger.source or 'any'}->{trigger.target or 'any'}"
+            return f"{trigger.opcode} no. {trigger.nth}{way}" + (f" on {trigger.cable}" if trigger.cable else "")
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Firing:
+    """What became of a rule: how many frames it met, and when the first and the last of them."""
+
+    count: int
+    first_at: int
+    last_at: int
+
+
+class World(Protocol):
+    """Where nodes, cables and time are. Each method may raise LabError when the world itself fails."""
+
+    name: str
+    wire: str
+    """How frames move; known after `start`."""
+    poll_ns: int
+    """How often the runner should look."""
+
+    def start(self) -> None:
+        """Brings everything up: cables, power, adapters, hosts."""
+
+    def now(self) -> int:
+        """The time."""
+
+    def advance(self, until: int) -> None:
+        """Lets time pass until then."""
+
+    def apply(self, fault: PlannedFault) -> int:
+        """Makes the fault happen; gives when it took effect."""
+
+    def clear(self, fault: PlannedFault) -> int:
+        """Undoes it (a crashed host boots again); gives when."""
+
+    def arm(self, faults: list[PlannedFault]) -> None:
+        """Lets the injector watch for the triggers of these faults from now on."""
+
+    def fired(self) -> Mapping[int, Firing]:
+        """By fault id: the rules that met frames so far."""
+
+    def host(self, node: str, request: Mapping[str, object]) -> dict[str, object]:
+        """One request to a host's control interface and its answer. Raises HostUnreachable."""
+
+    def history(self, node: str) -> memoryview:
+        """The history of a node as it is written (layout in ccm.history)."""
+
+    def nvram(self, node: str) -> bytes:
+        """A copy of what the node's NVRAM card holds now."""
+
+    def counters(self, node: str) -> dict[str, int]:
+        """The counters of the node's adapters, summed."""
+
+    def trace_hash(self) -> str:
+        """Of all that happened, where a world can tell ("" where it can't): equal hashes, equal runs."""
+
+    def details(self) -> Mapping[str, object]:
+        """What a report may want to tell of this world: versions, wires, processes."""
+
+    def logs(self) -> Mapping[str, Path]:
+        """Log files by their path in a run directory ("a/host.log")."""
+
+    def stop(self) -> None:
+        """Takes everything down, whatever state it is in. Calling it again does nothing."""
+
+    def leftovers(self) -> list[str]:
+        """After `stop`: what is still there."""
+
+
+@dataclass(slots=True)
+class Touched:
+    """What a fault reaches."""
+
+    paths: set[PathEnd] = field(default_factory=set)
+    nodes: set[int] = field(default_factory=set)
+
+
+def touched(plan: Plan, fault: PlannedFault) -> Touched:
+    """The path ends and the hosts that `fault` reaches, by node id."""
+    reached = Touched()
+    target, step = FAULTS[fault.kind].target, fault.step
+    if target is Target.NODE and step.target is not None:
+        reached.nodes.add(plan.node_ids[step.target])
+        return reached
+    cables = set(rule_cables(plan, fault)) if target is Target.FRAME else {step.target}
+    node, _, adapter = (step.target or "").partition(".")
+    for local in plan.topology.nodes:
+        for partner in plan.partners(local):
+            for path in plan.paths(local, partner):
+                ports = {(path.local.node, path.local.adapter), (path.remote.node, path.remote.adapter)}
+                hit = (node, adapter) in ports if target is Target.PORT else bool(cables & set(path.cables))
+                if hit:
+                    reached.paths.add(PathEnd(plan.node_ids[local], plan.node_ids[partner], path.index))
+    return reached
+
+
+def rule_cables(plan: Plan, fault: PlannedFault) -> list[str]:
+    """The cables on which the rule of a fault has to look, sorted."""
+    trigger, step = fault.step.trigger, fault.step
+    if not isinstance(trigger, OnFrame):
+        return [step.target] if step.target else sorted(plan.topology.cables)
+    if trigger.cable is not None:
+        return [trigger.cable]
+    sources = [trigger.source] if trigger.source else list(plan.topology.nodes)
+    targets = [trigger.target] if trigger.target else list(plan.topology.nodes)
+    crossed = {
+        # A path through switches is watched on its first cable alone: on each of them the frame would count again.
+        path.cables[0]
+        for source in sources
+        for target in targets
+        for path in plan.paths(source, target)
+    }
+    return sorted(crossed)
+
+
+def rule_of(plan: Plan, fault: PlannedFault, *, seed: int = 0) -> dict[str, object]:
+    """The injector's rule for a fault that it does, or for a trigger that it watches (keys in lab.injector.rules)."""
+    step, trigger = fault.step, fault.step.trigger
+    rule: dict[str, object] = {
+        "id": fault.id,
+        "cables": rule_cables(plan, fault),
+        "action": FRAME_ACTIONS.get(fault.kind, OBSERVE),
+        "source": step.parameters.get("from"),
+        "target": None,
+        "opcode": None,
+        "nth": None,
+        "count": step.parameters.get("count"),
+        "probability": step.parameters.get("probability"),
+        "seed": seed,
+    }
+    if isinstance(trigger, OnFrame):
+        rule.update(opcode=trigger.opcode, source=trigger.source, target=trigger.target, nth=trigger.nth)
+    if rule["count"] is None and rule["probability"] is None:
+        rule["count"] = 1
+    return rule
