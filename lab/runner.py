@@ -1,0 +1,503 @@
+"""Runs one scenario in one world, from bring-up to teardown, and gathers the evidence.
+
+Phases: bring-up, ready, load (with the faults), quiet (all is healed and has to converge), stop, close, teardown. Decides
+when things happen; how they happen is the world's business, what they mean that of lab.check.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from ccm.history import Kind, count_entries, read_entries
+from emul.clock import MILLISECOND, SECOND
+from lab.check.evidence import Evidence, FaultRecord, NodeResources, Session, merge
+from lab.check.mirror import MIRROR_CLIENT
+from lab.faults import FAULTS
+from lab.plan import Plan
+from lab.scenario import At, OnSession, Scenario
+from lab.topology import CLIENTS, Topology
+from lab.watcher import Watcher, streams_that_flow
+from lab.world import Firing, HostUnreachable, PlannedFault, World, touched
+
+READY_BOUND_NS = 30 * SECOND
+"""Until all sessions are ready after bring-up."""
+TRIGGER_BOUND_NS = 10 * SECOND
+"""How long the load goes on for a trigger that has not fired."""
+SETTLE_NS = 300 * MILLISECOND
+"""Load goes on this long after the last fault, before the quiet phase; also how long a fault without `for` stays."""
+CONVERGE_BOUND_NS = 10 * SECOND
+"""The quiet phase's bound, where the scenario allows less than that."""
+QUIET_NS = 200 * MILLISECOND
+"""Load in the quiet phase after everything has converged."""
+DRAIN_BOUND_NS = 5 * SECOND
+CLOSE_BOUND_NS = 5 * SECOND
+LATE_NS = 250 * MILLISECOND
+"""The runner itself came this late: the machine was overloaded, and timing is doubtful."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Something to tell a person who watches. `at_ns` counts from the start of the load (negative before)."""
+
+    phase: str
+    at_ns: int
+    text: str
+
+
+@dataclass(slots=True)
+class Timings:
+    """Wall-clock or virtual durations of the phases in ns."""
+
+    bring_up: int = 0
+    ready: int = 0
+    run: int = 0
+    teardown: int = 0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """All that a run gave, before anybody judges it."""
+
+    evidence: Evidence
+    timings: Timings
+    troubles: list[str]
+    """What went wrong with the run itself: a phase that did not end within its bound."""
+    wire: str
+    trace_hash: str
+    details: Mapping[str, object]
+
+
+@dataclass(slots=True)
+class _Scheduled:
+    """A fault of the schedule and where it stands."""
+
+    fault: PlannedFault
+    at: int | None = None
+    cleared: int | None = None
+    clear_at: int | None = None
+    """When it is due to be undone."""
+
+
+def expected_sessions(plan: Plan) -> list[Session]:
+    """Every session that a topology makes: a client that both nodes of a pair run. A mirror has one partner to write to
+    (the next node of the ring) and one that writes to it."""
+    sessions = []
+    for node, other in _pairs(plan):
+        for client in sorted(set(plan.topology.nodes[node].clients) & set(plan.topology.nodes[other].clients)):
+            if client != MIRROR_CLIENT or other in (mirror_of(plan, node), _mirrored_by(plan, node)):
+                number = CLIENTS.index(client) + 1
+                sessions.append(Session(plan.node_ids[node], plan.node_ids[other], number))
+    return sessions
+
+
+def _pairs(plan: Plan) -> list[tuple[str, str]]:
+    return [(node, other) for node in plan.topology.nodes for other in plan.partners(node)]
+
+
+def mirror_of(plan: Plan, node: str) -> str:
+    """The node whose card mirrors that of `node`: the next one in the order of the file, in a ring."""
+    names = list(plan.topology.nodes)
+    return names[(names.index(node) + 1) % len(names)]
+
+
+def _mirrored_by(plan: Plan, node: str) -> str:
+    names = list(plan.topology.nodes)
+    return names[names.index(node) - 1]
+
+
+def expected_streams(plan: Plan, scenario: Scenario) -> list[Session]:
+    """The sessions on which the scenario's workload submits."""
+    streams = []
+    names = {number: name for name, number in plan.node_ids.items()}
+    for session in expected_sessions(plan):
+        client = CLIENTS[session.client - 1]
+        if client not in scenario.workload:
+            continue
+        if client != MIRROR_CLIENT or names[session.partner] == mirror_of(plan, names[session.node]):
+            streams.append(session)
+    return streams
+
+
+@dataclass(slots=True)
+class Runner:
+    """One run. Call `run` once."""
+
+    scenario: Scenario
+    topology: Topology
+    plan: Plan
+    world: World
+    tell: Callable[[Progress], None] = lambda progress: None
+    keep: bool = False
+    _watcher: Watcher = field(init=False)
+    _scheduled: list[_Scheduled] = field(init=False)
+    _troubles: list[str] = field(default_factory=list)
+    _suspensions: list[str] = field(default_factory=list)
+    _unloaded: dict[str, int] = field(default_factory=dict)
+    """Nodes whose host has to be told (again) to start its workload, with the incarnation that was told last."""
+    _load_at: int = 0
+    _late_ns: int = 0
+    _evidence: Evidence = field(init=False)
+    _resources: dict[int, dict[str, dict[str, int]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._watcher = Watcher(self.plan.node_ids, expected_sessions(self.plan))
+        self._scheduled = [_Scheduled(PlannedFault(i + 1, step)) for i, step in enumerate(self.scenario.steps)]
+
+    def run(self) -> Outcome:
+        """Runs the scenario. Takes the world down in every way of ending; exceptions go on to the caller after that."""
+        timings = Timings()
+        begun = time.monotonic_ns()
+        collected = None
+        try:
+            self.world.start()
+            timings.bring_up = time.monotonic_ns() - begun
+            self._say("up", f"{len(self.topology.nodes)} nodes, {len(self.topology.cables)} cables, wire {self.world.wire}")
+            collected = self._phases(timings)
+        finally:
+            stopping = time.monotonic_ns()
+            details, wire = (self.world.details(), self.world.wire) if collected else ({}, "")
+            if not (self.keep and collected):
+                self.world.stop()
+            timings.teardown = time.monotonic_ns() - stopping
+        assert collected is not None
+        collected.leftovers = [] if self.keep else self.world.leftovers()
+        return Outcome(collected, timings, self._troubles, wire, self.world.trace_hash(), details)
+
+    def _phases(self, timings: Timings) -> Evidence:
+        """Everything between bring-up and teardown."""
+        world, begun = self.world, self.world.now()
+        ready = self._wait(self._watcher.all_ready, READY_BOUND_NS)
+        timings.ready = world.now() - begun
+        if not ready:
+            missing = ", ".join(self._session_name(session) for session in self._watcher.missing()[:4])
+            self._troubles.append(f"not ready within {READY_BOUND_NS // SECOND} s: {missing}")
+            return self._collect(None, None, None)
+        self._say("ready", f"{len(self._watcher.sessions)} sessions ready after {timings.ready / 1e6:.1f} ms")
+        self._note_resources("ready")
+        self._start_load()
+        self._fault_phase()
+        quiet_at = self._quiet_phase()
+        stopped_at = self._stop_load()
+        self._note_resources("loaded")
+        evidence = self._collect(quiet_at, stopped_at, None)
+        close_at = self._close()
+        timings.run = world.now() - self._load_at
+        self._note_resources("closed")
+        return self._collect(quiet_at, stopped_at, close_at, nvram=evidence.nvram)
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def _poll(self) -> None:
+        """One look around: lets a little time pass, reads news, retries what hosts could not take yet."""
+        due = self.world.now() + self.world.poll_ns
+        self.world.advance(due)
+        late = self.world.now() - due
+        if late > LATE_NS:
+            self._suspensions.append(f"the lab itself was not run for {late / MILLISECOND:.0f} ms")
+        news = self._watcher.poll(self._histories())
+        for entry in news:
+            if entry.kind == Kind.SUSPENDED:
+                name = self._node_name(entry.node)
+                self._suspensions.append(f"host {name} was not run for {entry.extra / MILLISECOND:.0f} ms")
+            self._on_session_trigger(entry.kind, Session(entry.node, entry.partner, entry.client))
+            self._tell_entry(entry.kind, entry.at, Session(entry.node, entry.partner, entry.client), entry.extra)
+        self._load_restarted_hosts()
+
+    def _wait(self, condition: Callable[[], bool], bound_ns: int) -> bool:
+        """Polls until the condition holds; False when the bound passes first."""
+        until = self.world.now() + bound_ns
+        while not condition():
+            if self.world.now() >= until:
+                return False
+            self._poll()
+        return True
+
+    def _linger(self, duration_ns: int) -> None:
+        until = self.world.now() + duration_ns
+        while self.world.now() < until:
+            self._poll()
+
+    # -- load ---------------------------------------------------------------------------------------------------------
+
+    def _start_load(self) -> None:
+        self._load_at = self.world.now()
+        self.world.arm([entry.fault for entry in self._scheduled if entry.fault.needs_arming])
+        self._unloaded = {node: -1 for node in self.topology.nodes}
+        self._load_restarted_hosts()
+        clients = ", ".join(
+            f"{client} {load.record_bytes} B x {load.depth}" for client, load in self.scenario.workload.items()
+        )
+        self._say("load", clients or "none")
+
+    def _load_restarted_hosts(self) -> None:
+        """Each incarnation of a host is told once to start its workload; one that doesn't answer yet is told later."""
+        for node, told in self._unloaded.items():
+            incarnation = self._watcher.incarnation.get(self.plan.node_ids[node], 0)
+            if incarnation != told and self._start_workload(node):
+                self._unloaded[node] = incarnation
+
+    def _start_workload(self, node: str) -> bool:
+        for client, load in self.scenario.workload.items():
+            if client not in self.topology.nodes[node].clients:
+                continue
+            request = {
+                "op": "workload.start", "client": client, "record": load.record_bytes, "depth": load.depth,
+                "rate": load.rate_per_s,
+            }  # fmt: skip
+            if self._ask(node, request) is None:
+                return False
+        return True
+
+    def _stop_load(self) -> int:
+        """Tells all hosts to stop submitting and waits until nothing is outstanding."""
+        stopped_at = self.world.now()
+        self._unloaded = {}
+        for node in self.topology.nodes:
+            self._ask(node, {"op": "workload.stop"})
+        if not self._wait(lambda: self._outstanding() == 0, DRAIN_BOUND_NS):
+            self._troubles.append(f"{self._outstanding()} requests still outstanding {DRAIN_BOUND_NS // SECOND} s after stop")
+        self._say("stop", "workload drained")
+        return stopped_at
+
+    def _outstanding(self) -> int:
+        total = 0
+        for node in self.topology.nodes:
+            state = self._ask(node, {"op": "workload.state"}) or {}
+            total += sum_outstanding(state)
+        return total
+
+    # -- faults -------------------------------------------------------------------------------------------------------
+
+    def _fault_phase(self) -> None:
+        """Until each fault has happened and was undone, or its trigger did not fire in time; then a little longer."""
+        until = self._load_at + TRIGGER_BOUND_NS
+        until += max((e.fault.step.trigger.at_ns for e in self._scheduled if isinstance(e.fault.step.trigger, At)), default=0)
+        while self._fault_phase_goes_on() and self.world.now() < until:
+            self._advance_to_next_fault()
+            self._poll_faults()
+        self._linger(SETTLE_NS)
+        self._poll_faults()
+
+    def _fault_phase_goes_on(self) -> bool:
+        return any(entry.at is None or (entry.clear_at is not None and entry.cleared is None) for entry in self._scheduled)
+
+    def _advance_to_next_fault(self) -> None:
+        """Polls, but no further than the next moment of the schedule, so that a fault comes when it should."""
+        now = self.world.now()
+        moments = [entry.clear_at for entry in self._scheduled if entry.clear_at is not None and entry.cleared is None]
+        moments += [
+            self._load_at + entry.fault.step.trigger.at_ns
+            for entry in self._scheduled
+            if entry.at is None and isinstance(entry.fault.step.trigger, At)
+        ]
+        soon = min(moments, default=now + self.world.poll_ns)
+        if now < soon < now + self.world.poll_ns:
+            self.world.advance(soon)
+        elif soon > now:
+            self._poll()
+
+    def _poll_faults(self) -> None:
+        """Applies and undoes what is due."""
+        now = self.world.now()
+        fired = self.world.fired() if any(entry.fault.needs_arming for entry in self._scheduled) else {}
+        for entry in self._scheduled:
+            trigger = entry.fault.step.trigger
+            if entry.at is None and isinstance(trigger, At) and self._load_at + trigger.at_ns <= now:
+                self._apply(entry)
+            elif entry.at is None and entry.fault.id in fired:
+                self._on_fired(entry, fired[entry.fault.id])
+            elif entry.clear_at is not None and entry.cleared is None and entry.clear_at <= now:
+                self._clear(entry)
+
+    def _on_fired(self, entry: _Scheduled, firing: Firing) -> None:
+        """An armed rule met its frame: either that was the fault, or it is the moment for it."""
+        if not entry.fault.by_injector:
+            self._apply(entry)
+            return
+        entry.at = firing.first_at
+        self._say("fault", f"{entry.fault.kind} {entry.fault.target_text()}", entry.at)
+        if entry.fault.step.duration_ns is not None:
+            entry.clear_at = entry.at + entry.fault.step.duration_ns
+
+    def _on_session_trigger(self, kind: Kind, session: Session) -> None:
+        states = {Kind.READY_ALERT: "ready", Kind.ERROR_ALERT: "broken", Kind.SESSION_CLOSED: "closed"}
+        state = states.get(kind)
+        if state is None or not self._load_at:
+            return
+        for entry in self._scheduled:
+            trigger = entry.fault.step.trigger
+            if entry.at is None and isinstance(trigger, OnSession) and trigger.state == state:
+                client_fits = trigger.client in (None, CLIENTS[session.client - 1])
+                if client_fits and trigger.node in (None, self._node_name(session.node)):
+                    self._apply(entry)
+
+    def _apply(self, entry: _Scheduled) -> None:
+        entry.at = self.world.apply(entry.fault)
+        if entry.fault.step.duration_ns is not None:
+            entry.clear_at = entry.at + entry.fault.step.duration_ns
+        self._say("fault", f"{entry.fault.kind} {entry.fault.target_text()}", entry.at)
+
+    def _clear(self, entry: _Scheduled) -> None:
+        entry.cleared = self.world.clear(entry.fault)
+        self._say("heal", f"{entry.fault.kind} {entry.fault.target_text()} undone", entry.cleared)
+
+    # -- quiet phase and end ------------------------------------------------------------------------------------------
+
+    def _quiet_phase(self) -> int:
+        """Everything heals; then all sessions have to be ready and each stream has to commit new work."""
+        for entry in self._scheduled:
+            if entry.at is not None and entry.cleared is None and FAULTS[entry.fault.kind].undone:
+                self._clear(entry)
+        quiet_at = self.world.now()
+        starts = {node: count_entries(buffer) for node, buffer in self._histories().items()}
+        streams = expected_streams(self.plan, self.scenario)
+
+        def converged() -> bool:
+            if not self._watcher.all_ready():
+                return False
+            return len(streams_that_flow(self._histories(), starts, streams, quiet_at)) == len(streams)
+
+        bound = max([CONVERGE_BOUND_NS, *(_within(parameters) for parameters in self.scenario.expect.values())])
+        if self._wait(converged, bound):
+            self._say("quiet", f"all sessions ready and working {(self.world.now() - quiet_at) / 1e6:.1f} ms after the last heal")
+        else:
+            missing = ", ".join(self._session_name(session) for session in self._watcher.missing()[:4])
+            self._troubles.append(f"not converged within {bound / SECOND:.0f} s of the last heal; not ready: {missing or 'none'}")
+        self._linger(QUIET_NS)
+        return quiet_at
+
+    def _close(self) -> int:
+        """Orderly close of all sessions, on all nodes."""
+        close_at = self.world.now()
+        for node in self.topology.nodes:
+            self._ask(node, {"op": "close"})
+        if self._wait(lambda: not self._watcher.ready, CLOSE_BOUND_NS):
+            self._say("close", "all sessions closed")
+        else:
+            left = ", ".join(self._session_name(session) for session in list(self._watcher.ready)[:4])
+            self._troubles.append(f"not closed within {CLOSE_BOUND_NS // SECOND} s: {left}")
+        self._linger(2 * self.world.poll_ns)
+        return close_at
+
+    # -- evidence -----------------------------------------------------------------------------------------------------
+
+    def _collect(
+        self,
+        quiet_at: int | None,
+        stopped_at: int | None,
+        close_at: int | None,
+        nvram: Mapping[int, bytes | memoryview] | None = None,
+    ) -> Evidence:
+        world, ids, now = self.world, self.plan.node_ids, self.world.now()
+        return Evidence(
+            nodes={number: name for name, number in ids.items()},
+            clients={CLIENTS.index(client) + 1: client for client in CLIENTS},
+            sessions=self._watcher.sessions,
+            streams=expected_streams(self.plan, self.scenario),
+            entries=merge([list(read_entries(world.history(node))) for node in ids]) if close_at is not None or quiet_at is None else [],
+            faults=self._fault_records(),
+            nvram=nvram if nvram is not None else {ids[node]: world.nvram(node) for node in ids},
+            counters={ids[node]: world.counters(node) for node in ids},
+            resources={
+                number: NodeResources(**moments) for number, moments in sorted(self._resources.items())
+            },
+            load_at=self._load_at or now,
+            quiet_at=quiet_at or now,
+            stopped_at=stopped_at or now,
+            close_at=close_at,
+            suspensions=tuple(self._suspensions),
+        )
+
+    def _fault_records(self) -> list[FaultRecord]:
+        fired = self.world.fired()
+        records = []
+        for entry in self._scheduled:
+            reached = touched(self.plan, entry.fault)
+            firing = fired.get(entry.fault.id)
+            count = firing.count if firing is not None and entry.fault.by_injector else int(entry.at is not None)
+            records.append(
+                FaultRecord(
+                    entry.fault.id, entry.fault.kind, entry.fault.target_text(), entry.at, entry.cleared, count,
+                    frozenset(reached.paths), frozenset(reached.nodes), entry.fault.by_injector,
+                )
+            )  # fmt: skip
+        return records
+
+    def _note_resources(self, moment: str) -> None:
+        for node, number in self.plan.node_ids.items():
+            reply = self._ask(node, {"op": "resources"})
+            if reply is not None:
+                self._resources.setdefault(number, {})[moment] = flat_counts(reply)
+
+    # -- small things -------------------------------------------------------------------------------------------------
+
+    def _ask(self, node: str, request: Mapping[str, object]) -> dict[str, object] | None:
+        """None where the host is not there, or refused."""
+        try:
+            reply = self.world.host(node, request)
+        except HostUnreachable:
+            return None
+        return None if "error" in reply else reply
+
+    def _histories(self) -> dict[str, memoryview]:
+        return {node: self.world.history(node) for node in self.topology.nodes}
+
+    def _node_name(self, number: int) -> str:
+        return next((name for name, known in self.plan.node_ids.items() if known == number), str(number))
+
+    def _session_name(self, session: Session) -> str:
+        client = CLIENTS[session.client - 1] if 0 < session.client <= len(CLIENTS) else str(session.client)
+        return f"{client} {self._node_name(session.node)}->{self._node_name(session.partner)}"
+
+    def _say(self, phase: str, text: str, at: int | None = None) -> None:
+        moment = self.world.now() if at is None else at
+        self.tell(Progress(phase, moment - self._load_at if self._load_at else 0, text))
+
+    def _tell_entry(self, kind: Kind, at: int, session: Session, extra: int) -> None:
+        """Tells of alerts and path changes while the load runs."""
+        if not self._load_at or kind not in (Kind.PATH_DOWN, Kind.PATH_UP, Kind.READY_ALERT, Kind.ERROR_ALERT):
+            return
+        way = f"{self._node_name(session.node)}->{self._node_name(session.partner)}"
+        if kind in (Kind.PATH_DOWN, Kind.PATH_UP):
+            self._say("path", f"{way} path {extra} {'down' if kind == Kind.PATH_DOWN else 'up'}", at)
+        else:
+            self._say("alert", f"{self._session_name(session)} {'ready' if kind == Kind.READY_ALERT else 'broken'}", at)
+
+
+def _within(parameters: Mapping[str, object]) -> int:
+    value = parameters.get("within_ns", 0)
+    return value if isinstance(value, int) else 0
+
+
+def sum_outstanding(state: object) -> int:
+    """All figures called "outstanding" in a host's answer, wherever they stand."""
+    if not isinstance(state, Mapping):
+        return 0
+    total = 0
+    for key, value in state.items():
+        if key == "outstanding" and isinstance(value, int):
+            total += value
+        else:
+            total += sum_outstanding(value)
+    return total
+
+
+def flat_counts(reply: Mapping[str, object], prefix: str = "") -> dict[str, int]:
+    """The whole numbers of an answer by name; those of nested objects are summed under their own name."""
+    counts: dict[str, int] = {}
+    for key, value in reply.items():
+        if isinstance(value, bool):
+            continue
+        if isinstance(value, int):
+            counts[key] = counts.get(key, 0) + value
+        elif isinstance(value, Mapping):
+            for name, amount in flat_counts(value).items():
+                counts[name] = counts.get(name, 0) + amount
+        elif isinstance(value, list):
+            for item in value:
+                if isinstance(item, Mapping):
+                    for name, amount in flat_counts(item).items():
+                        counts[name] = counts.get(name, 0) + amount
+    return counts

@@ -1,0 +1,90 @@
+"""Follows the histories of a run while they grow: who is ready, who was told what, whether work flows.
+
+Reads only what is new. Of a busy workload it skips the writes themselves, which are looked at once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ccm.history import HEADER_BYTES, RECORD_BYTES, Entry, Kind, count_entries, read_entries
+from lab.check.evidence import Session
+
+_BUSY = frozenset({Kind.SUBMITTED, Kind.COMMITTED, Kind.DELIVERED})
+_HALFWORDS = RECORD_BYTES // 2
+_KIND_HALFWORD = 4
+"""Where in a record its kind is, in units of two bytes."""
+
+
+def new_entries(buffer: memoryview, start: int) -> tuple[list[Entry], int]:
+    """What was written from index `start` on without the writes of the workload, and the next index to look from."""
+    end = count_entries(buffer)
+    if end <= start:
+        return [], end
+    records = buffer[HEADER_BYTES + start * RECORD_BYTES : HEADER_BYTES + end * RECORD_BYTES].cast("H")
+    kinds = records[_KIND_HALFWORD::_HALFWORDS].tolist()
+    rare = [start + index for index, kind in enumerate(kinds) if kind not in _BUSY]
+    return [next(read_entries(buffer, index)) for index in rare], end
+
+
+@dataclass(slots=True)
+class Watcher:
+    """The state of all sessions as their clients were told it."""
+
+    node_ids: Mapping[str, int]
+    sessions: Sequence[Session]
+    ready: dict[Session, int] = field(default_factory=dict)
+    """Sessions that are ready now, with their epoch."""
+    incarnation: dict[int, int] = field(default_factory=dict)
+    """Node id to its host's incarnation."""
+    _next: dict[str, int] = field(default_factory=dict)
+
+    def poll(self, histories: Mapping[str, memoryview]) -> list[Entry]:
+        """Reads what is new on all nodes; gives the alerts, path changes and starts among it, by time."""
+        news: list[Entry] = []
+        for node, buffer in histories.items():
+            entries, self._next[node] = new_entries(buffer, self._next.get(node, 0))
+            news.extend(entries)
+        news.sort(key=lambda entry: entry.at)
+        for entry in news:
+            self._take(entry)
+        return news
+
+    def all_ready(self) -> bool:
+        """Whether each session that has to be there is ready."""
+        return all(session in self.ready for session in self.sessions)
+
+    def missing(self) -> list[Session]:
+        """Those that are not ready."""
+        return [session for session in self.sessions if session not in self.ready]
+
+    def _take(self, entry: Entry) -> None:
+        session = Session(entry.node, entry.partner, entry.client)
+        if entry.kind == Kind.READY_ALERT:
+            self.ready[session] = entry.epoch
+        elif entry.kind in (Kind.ERROR_ALERT, Kind.SESSION_CLOSED):
+            self.ready.pop(session, None)
+        elif entry.kind == Kind.HOST_STARTED:
+            self.incarnation[entry.node] = entry.incarnation
+            for other in [known for known in self.ready if known.node == entry.node]:
+                del self.ready[other]
+
+
+def streams_that_flow(
+    histories: Mapping[str, memoryview], starts: Mapping[str, int], streams: Sequence[Session], since: int
+) -> set[Session]:
+    """Which streams committed something that was submitted at or after `since`; reads each history from its start index."""
+    submitted: set[tuple[Session, int, int]] = set()
+    flowing: set[Session] = set()
+    wanted = set(streams)
+    for node, buffer in histories.items():
+        for entry in read_entries(buffer, starts.get(node, 0)):
+            session = Session(entry.node, entry.partner, entry.client)
+            if session not in wanted or session in flowing or entry.at < since:
+                continue
+            if entry.kind == Kind.SUBMITTED:
+                submitted.add((session, entry.incarnation, entry.sequence))
+            elif entry.kind == Kind.COMMITTED and (session, entry.incarnation, entry.sequence) in submitted:
+                flowing.add(session)
+    return flowing
