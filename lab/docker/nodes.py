@@ -1,0 +1,264 @@
+"""A lab's nodes in containers: for each of them a *hardware* container and a *host* container.
+
+The hardware container's network namespace holds the adapters' interfaces, and its process namespace is the node's. It
+runs nothing but a process that waits for our end of its standard input to close, so that it and all that shares its
+namespaces end with the lab, however the lab ends. The host container runs `ccm.process` and shares both namespaces;
+faults touch it alone, and what the adapters' processes, the cables and the NVRAM file hold is not in it.
+
+Needs root, since interfaces are moved into the containers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from emul.clock import Instant
+from lab.docker import image
+from lab.docker.engine import Bind, Container, ContainerSpec, Engine, EngineError, Hold
+from lab.errors import MachineError
+from lab.plan import Plan, node_directory
+
+HARDWARE = "hardware"
+HOST = "host"
+LABEL = image.LABEL
+NODE_LABEL = f"{LABEL}.node"
+ROLE_LABEL = f"{LABEL}.role"
+LOG_LINES_SHOWN = 20
+REMOVAL_MAX_S = 20
+REMOVAL_POLL_S = 0.02
+_WAITER = "cat"
+"""The program of a hardware container: ends at the end of its input."""
+_NETWORK_SETTINGS = {"net.ipv4.ip_forward": "0"}
+_NETWORK_SETTINGS_6 = {"net.ipv6.conf.all.disable_ipv6": "1", "net.ipv6.conf.default.disable_ipv6": "1"}
+"""An interface of a cable sends nothing by itself."""
+
+
+@dataclass(slots=True)
+class _Node:
+    hardware: Container
+    hold: Hold
+    namespace: int
+    host: Container | None = None
+    paused: bool = False
+
+
+class DockerNodes:
+    """The containers of one lab. `close` removes them all and does no harm twice."""
+
+    def __init__(self, engine: Engine, plan: Plan, lab_id: str) -> None:
+        """Makes nothing yet. Raises MachineError without root."""
+        if os.geteuid() != 0:
+            raise MachineError(
+                "nodes in containers need root: interfaces are moved into the containers' network namespaces",
+                "run as root (sudo), or without containers: --world netns",
+            )
+        self._engine = engine
+        self._plan = plan
+        self._lab_id = lab_id
+        self._nodes: dict[str, _Node] = {}
+
+    def start_hardware(self) -> dict[str, int]:
+        """Starts a hardware container for each node; gives a descriptor of each one's network namespace.
+
+        The descriptors stay ours (closed by `close`). Raises MachineError where the engine runs on another machine.
+        """
+        name = image.ensure_image(self._engine)
+        for node in self._plan.topology.nodes:
+            self._nodes[node] = self._start_hardware(name, node)
+        return {node: parts.namespace for node, parts in self._nodes.items()}
+
+    def create_hosts(self, state: Path, seed: int) -> None:
+        """Makes the host containers, not yet running. `state` is the lab's state directory."""
+        for node in self._nodes:
+            self._create_host(node, state, seed)
+
+    def start_host(self, node: str) -> Instant:
+        """Starts the host container, once its former run has ended; gives the moment. Raises EngineError."""
+        host = self._host(node)
+        self._engine.call(host.wait)
+        now = Instant(time.monotonic_ns())
+        self._engine.call(host.start)
+        return now
+
+    def kill_host(self, node: str, number: int = signal.SIGKILL) -> Instant:
+        """Sends a signal to the host's process; gives the moment. A host that does not run is left alone."""
+        host = self._host(node)
+        self._engine.call(host.reload)
+        process = _process_of(host)
+        now = Instant(time.monotonic_ns())
+        if process:
+            # Straight to the process: the engine's own way takes 30 ms, within which the moment would be anywhere.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+        if self._nodes[node].paused:
+            self.continue_host(node)  # a frozen process does not die before it is thawed
+        return now
+
+    def stop_host(self, node: str) -> Instant:
+        """Freezes the host container, and it alone; gives the moment before."""
+        now = Instant(time.monotonic_ns())
+        self._engine.call(self._host(node).pause)
+        self._nodes[node].paused = True
+        return now
+
+    def continue_host(self, node: str) -> Instant:
+        """Thaws the host container; gives the moment before."""
+        now = Instant(time.monotonic_ns())
+        if self._nodes[node].paused:
+            self._nodes[node].paused = False
+            self._engine.call(self._host(node).unpause)
+        return now
+
+    def host_running(self, node: str) -> bool:
+        """Whether the host container runs (a frozen one does)."""
+        host = self._host(node)
+        self._engine.call(host.reload)
+        return host.status in ("running", "paused")
+
+    def host_process(self, node: str) -> int:
+        """The pid of the host's process as this machine numbers it; 0 while it does not run."""
+        host = self._host(node)
+        self._engine.call(host.reload)
+        return _process_of(host)
+
+    def host_output(self, node: str) -> str:
+        """The last lines that the host container wrote: why it did not start, say."""
+        return self._engine.call(lambda: self._host(node).logs(tail=LOG_LINES_SHOWN)).decode("utf-8", "replace")
+
+    def close(self) -> None:
+        """Removes the lab's containers, by label, and closes the namespaces' descriptors."""
+        for name, node in self._nodes.items():
+            if node.paused:
+                self.continue_host(name)
+            node.hold.close()
+            os.close(node.namespace)
+        self._nodes.clear()
+        _remove(self._engine, self._lab_id)
+
+    def _start_hardware(self, image_name: str, node: str) -> _Node:
+        settings = dict(_NETWORK_SETTINGS)
+        if Path("/proc/sys/net/ipv6").exists():
+            settings |= _NETWORK_SETTINGS_6
+        container = self._engine.create(
+            ContainerSpec(
+                image=image_name,
+                name=self._name(node, HARDWARE),
+                command=[_WAITER],
+                labels=self._labels(node, HARDWARE),
+                binds=image.binds(),
+                environment=image.python_environment(),
+                hostname=node,
+                sysctls=settings,
+                lives_with_stdin=True,
+            )
+        )
+        hold = self._engine.hold(container)
+        try:
+            self._engine.call(container.start)
+            self._engine.call(container.reload)
+            return _Node(container, hold, _open_namespace(container))
+        except BaseException:
+            hold.close()
+            raise
+
+    def _create_host(self, node: str, state: Path, seed: int) -> None:
+        parts = self._nodes[node]
+        settings = self._plan.topology.nodes[node]
+        directory = node_directory(state, node)
+        config = directory / "host.json"
+        config.write_text(json.dumps(self._plan.host_config(node, state, seed=seed)), encoding="utf-8")
+        shared = f"container:{parts.hardware.id}"
+        parts.host = self._engine.create(
+            ContainerSpec(
+                image=image.image_name(),
+                name=self._name(node, HOST),
+                command=[sys.executable, "-m", "ccm.process", str(config)],
+                labels=self._labels(node, HOST),
+                binds=[*image.binds(), Bind(str(directory), writable=True)],
+                environment=image.python_environment(),
+                network_mode=shared,
+                pid_mode=shared,
+                cpus=settings.cpus,
+                memory_bytes=settings.memory_bytes,
+            )
+        )
+
+    def _host(self, node: str) -> Container:
+        host = self._nodes[node].host
+        assert host is not None, f"the host container of {node} was not made yet"
+        return host
+
+    def _name(self, node: str, role: str) -> str:
+        return f"{LABEL}-{self._lab_id}-{node}-{role}"
+
+    def _labels(self, node: str, role: str) -> dict[str, str]:
+        return {LABEL: self._lab_id, NODE_LABEL: node, ROLE_LABEL: role}
+
+
+def remove_leftovers(lab_ids: Iterable[str]) -> list[str]:
+    """Removes the containers of these labs, which the caller knows to be dead; gives the names of those removed.
+
+    Without SDK or engine there is nothing to remove: the list is empty.
+    """
+    try:
+        engine = Engine()
+    except MachineError:
+        return []
+    try:
+        return [name for lab_id in lab_ids for name in _remove(engine, lab_id)]
+    finally:
+        engine.close()
+
+
+def _remove(engine: Engine, lab_id: str) -> list[str]:
+    """Hosts first, as they live in the hardware's namespaces; tries each before it raises. Gives the names."""
+    label = f"{LABEL}={lab_id}"
+    containers = engine.find(label)
+    containers.sort(key=lambda container: container.labels.get(ROLE_LABEL) == HARDWARE)
+    failure: EngineError | None = None
+    for container in containers:
+        try:
+            engine.remove(container)
+        except EngineError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+    # A hardware container that ends is removed by the engine, in its own time.
+    deadline = time.monotonic() + REMOVAL_MAX_S
+    while engine.find(label):
+        if time.monotonic() > deadline:
+            raise EngineError(f"containers of lab {lab_id} are still there {REMOVAL_MAX_S} s after their removal")
+        time.sleep(REMOVAL_POLL_S)
+    return [container.name for container in containers]
+
+
+def _process_of(container: Container) -> int:
+    state = container.attrs["State"]["Pid"]
+    assert isinstance(state, int)
+    return state
+
+
+def _open_namespace(container: Container) -> int:
+    """Opens the container's network namespace; makes sure that its pid means the same process here."""
+    process = _process_of(container)
+    try:
+        namespace = os.open(f"/proc/{process}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        program = Path(f"/proc/{process}/comm").read_text(encoding="utf-8").strip()
+    except OSError:
+        program, namespace = "", -1
+    if program != _WAITER:
+        if namespace >= 0:
+            os.close(namespace)
+        raise MachineError(
+            f"the Docker engine runs in another process namespace (its pid {process} is not the container's here)",
+            "run the lab on the machine, or in the namespace, that the engine runs in",
+        )
+    return namespace
