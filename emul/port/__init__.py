@@ -31,7 +31,8 @@ class Port(Protocol):
 
     def send(self, frames: Sequence[bytes]) -> int:
         """Sends frames in order, never blocks; gives how many were taken. Those not taken may be offered again; frames
-        that a port without carrier takes are lost, as on a cable that was cut."""
+        that a port without carrier takes are lost, as on a cable that was cut.
+        """
 
     def carrier(self) -> bool:
         """Whether the cable is plugged in and the other end is up, read now (not remembered from an event)."""

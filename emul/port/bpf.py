@@ -116,23 +116,23 @@ class Assembler:
         self._labels[name] = len(self._instructions)
 
     def load(self, size: Size, target: Register, source: Register, offset: int) -> None:
-        """target = the `size` at source + offset, as the processor orders bytes, zero-extended."""
+        """Does target = the `size` at source + offset, as the processor orders bytes, zero-extended."""
         self._emit(_LDX | size | _MODE_MEMORY, target, source, offset)
 
     def move(self, target: Register, immediate: int) -> None:
-        """target = immediate."""
+        """Does target = immediate."""
         self._emit(_ALU64 | _MOVE | _IMMEDIATE, target, immediate=immediate)
 
     def copy(self, target: Register, source: Register) -> None:
-        """target = source."""
+        """Does target = source."""
         self._emit(_ALU64 | _MOVE | _REGISTER, target, source)
 
     def add(self, target: Register, immediate: int) -> None:
-        """target += immediate."""
+        """Does target += immediate."""
         self._emit(_ALU64 | _ADD | _IMMEDIATE, target, immediate=immediate)
 
     def mask(self, target: Register, immediate: int) -> None:
-        """target &= immediate."""
+        """Does target &= immediate."""
         self._emit(_ALU64 | _AND | _IMMEDIATE, target, immediate=immediate)
 
     def jump(self, label: str) -> None:
@@ -152,7 +152,7 @@ class Assembler:
         self._emit(_JMP32 | _NOT_EQUAL | _IMMEDIATE, left, immediate=_signed(immediate), label=label)
 
     def load_map(self, target: Register, map_fd: int) -> None:
-        """target = the map behind `map_fd` (takes two places)."""
+        """Does target = the map behind `map_fd` (takes two places)."""
         self._emit(_LD | _DOUBLE_WORD | _MODE_IMMEDIATE, target, _PSEUDO_MAP_FD, immediate=map_fd)
         self._emit(0)
 

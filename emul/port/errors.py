@@ -25,4 +25,4 @@ class PortBusy(PortError):
 
 
 class PortUnsupported(PortError):
-    """This kernel, interface or user cannot open that wire; another wire may do."""
+    """The kernel, the interface or the user's rights do not allow that wire; another wire may do."""

@@ -13,8 +13,9 @@ def open_port(interface: str, wire: str = "auto", address: str | None = None) ->
     """Opens `interface` of the current network namespace for the adapter that owns IPv4 `address`.
 
     `wire` "xdp" is AF_XDP or an error, "packet" is AF_PACKET, "auto" is AF_XDP where it is to be had and AF_PACKET
-    where not; the port's `fallback_reason` then tells why (also why it is "xdp-generic" and not "xdp-native"), and is None
-    where nothing fell back. Raises PortMissing, PortDown, PortBusy, PortUnsupported; ValueError for another `wire`.
+    where not; the port's `fallback_reason` then tells why (also why it is "xdp-generic" and not "xdp-native"), and is
+    None where nothing fell back. Raises PortMissing, PortDown, PortBusy, PortUnsupported; ValueError for another
+    `wire`.
     """
     if wire not in WIRES:
         raise ValueError(f"wire is one of {', '.join(WIRES)}, got {wire!r}")

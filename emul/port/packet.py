@@ -102,7 +102,8 @@ class PacketPort:
 
     def counters(self) -> dict[str, int]:
         """Frames moved; "rx_dropped" are those lost because too many waited, "rx_oversized" those above the MTU,
-        "tx_dropped" those refused without carrier or too long."""
+        "tx_dropped" those refused without carrier or too long.
+        """
         if self._socket is not None:
             # The kernel's figures start again with each reading.
             raw = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, _STATISTICS.size)

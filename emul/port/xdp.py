@@ -183,7 +183,8 @@ class XdpPort:
     def counters(self) -> dict[str, int]:
         """Frames moved, and what the kernel counted: "rx_dropped" are all frames lost for our slowness or as too long
         for a chunk, "rx_ring_full" and "rx_fill_ring_empty" tell why; "tx_dropped" those refused without carrier or
-        too long."""
+        too long.
+        """
         counted = {"rx_frames": self._rx_frames, "tx_frames": self._tx_frames, "tx_dropped": self._tx_dropped}
         raw = self._socket.getsockopt(_SOL_XDP, _XDP_STATISTICS, _STATISTICS.size)
         names = ("rx_dropped", "rx_invalid", "tx_invalid", "rx_ring_full", "rx_fill_ring_empty", "tx_ring_empty")
