@@ -22,7 +22,8 @@ def parameter_ns(parameters: Mapping[str, object], name: str, otherwise: int) ->
 
 
 def recovered(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResult:
-    """Each stream that noticed a fault commits new work within the bound, counted from when the fault was undone."""
+    """After each fault each stream commits new work within the bound, counted from when the fault was undone (or happened,
+    if there is nothing to undo), and all sessions are ready at the end."""
     within = parameter_ns(parameters, "within_ns", RECOVERY_BOUND_NS)
     findings = Findings("sessions.recovered")
     slowest = 0
@@ -30,38 +31,38 @@ def recovered(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResu
         if fault.at is None:
             continue
         for session in evidence.streams:
-            broken_at = _noticed_last(evidence, fault, session)
-            if broken_at is None:
-                continue
             findings.looked()
-            slowest = max(slowest, _judge_recovery(evidence, findings, fault, session, broken_at, within))
+            stopped_at = _stopped_at(evidence, fault, session)
+            slowest = max(slowest, _judge_recovery(evidence, findings, fault, session, stopped_at, within))
     for session in evidence.sessions:
         if not _is_ready(evidence, session):
             findings.problem(f"{evidence.session_name(session)} was not ready at the end")
     return findings.result(
-        f"{findings.exercised} streams took at most {slowest / NANOSECONDS_PER_MILLISECOND:.1f} ms"
+        f"work flowed again at most {slowest / NANOSECONDS_PER_MILLISECOND:.1f} ms after the heal"
         f" (bound {within / NANOSECONDS_PER_MILLISECOND:.0f} ms)",
-        "no session and no path noticed a fault",
+        "no fault took effect",
     )
 
 
-def _noticed_last(evidence: Evidence, fault: FaultRecord, session: Session) -> int | None:
-    """When the stream was last stopped by the fault, None where its node noticed nothing."""
+def _stopped_at(evidence: Evidence, fault: FaultRecord, session: Session) -> int:
+    """When the stream was last stopped by the fault: the last that its node noticed of it, or the fault itself where it
+    noticed nothing (a packet that the adapter sent again)."""
+    assert fault.at is not None
     detected_at = detection(evidence, fault, session)
-    if detected_at is None or fault.at is None:
-        return None
+    if detected_at is None:
+        return fault.at
     until = window_end(evidence, fault)
     alerts = [e.at for e in evidence.of_session(session, Kind.ERROR_ALERT) if fault.at <= e.at <= until]
     return max([detected_at, *alerts])
 
 
 def _judge_recovery(
-    evidence: Evidence, findings: Findings, fault: FaultRecord, session: Session, broken_at: int, within: int
+    evidence: Evidence, findings: Findings, fault: FaultRecord, session: Session, stopped_at: int, within: int
 ) -> int:
     """Gives how long the recovery took in ns; notes a problem where it did not happen in time."""
     assert fault.at is not None
     healed_at = fault.at if fault.cleared is None else fault.cleared
-    commit = first_flow(evidence, session, fault.at, broken_at)
+    commit = first_flow(evidence, session, fault.at, stopped_at)
     name = f"{evidence.session_name(session)} after {fault.kind} {fault.target}"
     if commit is None:
         findings.problem(f"{name}: no commit any more")
@@ -111,19 +112,28 @@ def continued(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResu
 
 
 def broken(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResult:
-    """Clients were told that their session broke: the fault did what the scenario is about."""
+    """A session broke after a fault, its client was told, and it came back in a newer epoch, within the bound if one is
+    given."""
+    within = parameter_ns(parameters, "within_ns", 0)
     findings = Findings("session.broken")
-    alerted = 0
-    for session in evidence.sessions:
-        first = min((fault.at for fault in evidence.faults if fault.at is not None), default=None)
-        alerts = [
-            entry
-            for entry in evidence.of_session(session, Kind.ERROR_ALERT)
-            if first is not None and entry.at >= first and (evidence.close_at is None or entry.at < evidence.close_at)
-        ]
-        alerted += bool(alerts)
-    findings.looked(alerted)
-    return findings.result(f"{alerted} sessions were reported broken", "no session was reported broken")
+    first = min((fault.at for fault in evidence.faults if fault.at is not None), default=None)
+    for session in evidence.sessions if first is not None else ():
+        alerts = [e for e in evidence.alerts(session) if evidence.close_at is None or e.at < evidence.close_at]
+        for index, alert in enumerate(alerts):
+            if alert.kind != Kind.ERROR_ALERT or first is None or alert.at < first:
+                continue
+            findings.looked()
+            back = next((e for e in alerts[index + 1 :] if e.kind == Kind.READY_ALERT), None)
+            name = f"{evidence.session_name(session)}, broken at {evidence.ms(alert.at)}"
+            if back is None:
+                findings.problem(f"{name}, did not come back")
+            elif back.epoch <= alert.epoch:
+                findings.problem(f"{name}, came back in epoch {back.epoch} after {alert.epoch}")
+            elif within and back.at - alert.at > within:
+                findings.problem(f"{name}, came back after {(back.at - alert.at) / NANOSECONDS_PER_MILLISECOND:.1f} ms")
+    return findings.result(
+        f"{findings.exercised} sessions were reported broken and came back in a newer epoch", "no session was reported broken"
+    )
 
 
 def alerts_exactly_once(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResult:
