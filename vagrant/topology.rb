@@ -29,7 +29,7 @@ class LabTopology
   # `wanted` is a path, or the name of a file in `directory`. Raises LabTopologyError with what was expected and found.
   def initialize(wanted, directory)
     @path = find(wanted, directory)
-    @tag = Digest::SHA256.hexdigest("#{directory}\0#{wanted}")[0, 4]
+    @tag = Digest::SHA256.hexdigest(File.expand_path(@path))[0, 4]
     data = mapping(read(@path), "the file")
     @name = data.fetch("name") { fail!("it has no name") }
     @defaults = mapping(data["defaults"] || {}, "defaults")

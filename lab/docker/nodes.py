@@ -180,7 +180,7 @@ class DockerNodes:
             ContainerSpec(
                 image=image.image_name(),
                 name=self._name(node, HOST),
-                command=[sys.executable, "-m", "ccm.process", str(config)],
+                command=host_command(config),
                 labels=self._labels(node, HOST),
                 binds=[*image.binds(), Bind(str(directory), writable=True)],
                 environment=image.python_environment(),
@@ -201,6 +201,11 @@ class DockerNodes:
 
     def _labels(self, node: str, role: str) -> dict[str, str]:
         return {LABEL: self._lab_id, NODE_LABEL: node, ROLE_LABEL: role}
+
+
+def host_command(config: Path) -> list[str]:
+    """The program of a host container."""
+    return [sys.executable, "-m", "ccm.process", str(config)]
 
 
 def remove_leftovers(lab_ids: Iterable[str]) -> list[str]:
