@@ -16,9 +16,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, cast
 
-from lab.errors import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PASS, LabError, did_you_mean
+from lab.errors import (
+    EXIT_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_PASS,
+    PROBLEMS_SHOWN_MAX,
+    InputError,
+    LabError,
+    Problem,
+    did_you_mean,
+)
 
 COMMANDS = Path(__file__).parent / "commands"
+EXCERPT_MAX = 160
+"""Longer lines of a file are not shown."""
 
 _EPILOGUE = """exit status: 0 verdict pass, 1 a check failed, 2 wrong usage or input, 3 the machine lacks something,
 4 inconclusive, 130 interrupted. `lab COMMAND --help` tells more."""
@@ -69,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
+    except InputError as error:
+        _tell_input_error(error)
+        return error.exit_status
     except LabError as error:
         _tell(str(error))
         return error.exit_status
@@ -125,6 +139,32 @@ def _unknown(name: str) -> int:
 
 def _tell(message: str) -> None:
     print(f"lab: {message}", file=sys.stderr)
+
+
+def _tell_input_error(error: InputError) -> None:
+    """Each problem with the line of the file that it is about, as compilers show it."""
+    for problem in error.problems[:PROBLEMS_SHOWN_MAX]:
+        _tell(str(problem))
+        for line in _excerpt(problem):
+            print(line, file=sys.stderr)
+    if len(error.problems) > PROBLEMS_SHOWN_MAX:
+        _tell(f"... and {len(error.problems) - PROBLEMS_SHOWN_MAX} more")
+
+
+def _excerpt(problem: Problem) -> list[str]:
+    """The line of the file and a mark below the column; nothing where the line can't be shown as it is."""
+    if problem.file is None or problem.line is None or problem.column is None:
+        return []
+    try:
+        lines = Path(problem.file).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
+    if problem.line > len(lines):
+        return []
+    line = lines[problem.line - 1].replace("\t", " ")
+    if not line.isprintable() or len(line) > EXCERPT_MAX:
+        return []
+    return [f"    {line}", "    " + " " * (problem.column - 1) + "^"]
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
