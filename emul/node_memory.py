@@ -172,14 +172,19 @@ class NodeMemory:
         """Set by the adapter when it starts, cleared by whoever reaps it."""
         self._put(ADAPTERS_OFFSET + 64 * adapter + 8, int(alive))
 
+    @staticmethod
+    def exchange_offset(partner_id: int) -> int:
+        """Where the exchange area of `partner_id` begins: its inbox, then its outbox."""
+        return EXCHANGE_OFFSET + partner_id * EXCHANGE_BYTES
+
     def inbox(self, partner_id: int) -> memoryview:
         """Where `partner_id` writes its records for this node: INBOX_BYTES."""
-        start = EXCHANGE_OFFSET + partner_id * EXCHANGE_BYTES
+        start = self.exchange_offset(partner_id)
         return self.buffer[start : start + INBOX_BYTES]
 
     def outbox(self, partner_id: int) -> memoryview:
         """What this node publishes for `partner_id` to read: INBOX_BYTES."""
-        start = EXCHANGE_OFFSET + partner_id * EXCHANGE_BYTES + INBOX_BYTES
+        start = self.exchange_offset(partner_id) + INBOX_BYTES
         return self.buffer[start : start + INBOX_BYTES]
 
     def _get(self, offset: int) -> int:

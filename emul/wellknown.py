@@ -86,8 +86,14 @@ class ConnectReply:
         """None for anything that is not a connect reply."""
         if len(data) < _REPLY.size:
             return None
-        magic, version, *fields = _REPLY.unpack_from(data)
-        return cls(*fields, version) if magic == _MAGIC else None
+        magic, version, node, boot, challenge, answer, status, status_key, inbox, inbox_key, outbox, outbox_key = (
+            _REPLY.unpack_from(data)
+        )
+        if magic != _MAGIC:
+            return None
+        return cls(
+            node, boot, challenge, answer, status, status_key, inbox, inbox_key, outbox, outbox_key, version=version
+        )
 
 
 def proof(key: bytes, role: str, challenge: bytes, node_id: int, incarnation: int) -> bytes:

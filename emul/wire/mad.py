@@ -8,6 +8,7 @@ REQ (kernel `drivers/infiniband/core/cma.c`, struct cma_hdr).
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -192,7 +193,8 @@ class Rtu:
     @classmethod
     def parse_body(cls, body: bytes) -> Rtu:
         """From the 232 bytes after the common header."""
-        return cls(*struct.unpack_from("!II", body), body[8 : 8 + RTU_PRIVATE_BYTES])
+        local, remote = struct.unpack_from("!II", body)
+        return cls(local, remote, body[8 : 8 + RTU_PRIVATE_BYTES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,11 +280,12 @@ class Drep:
     @classmethod
     def parse_body(cls, body: bytes) -> Drep:
         """From the 232 bytes after the common header."""
-        return cls(*struct.unpack_from("!II", body), body[8 : 8 + DREP_PRIVATE_BYTES])
+        local, remote = struct.unpack_from("!II", body)
+        return cls(local, remote, body[8 : 8 + DREP_PRIVATE_BYTES])
 
 
 Message = Req | Rep | Rtu | Rej | Mra | Dreq | Drep
-_PARSERS = {
+_PARSERS: dict[int, Callable[[bytes], Message]] = {
     Attribute.REQ: Req.parse_body,
     Attribute.REP: Rep.parse_body,
     Attribute.RTU: Rtu.parse_body,

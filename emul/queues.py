@@ -1,0 +1,287 @@
+"""Queues in memory that a host and an adapter share: send, receive, completion and doorbell rings.
+
+Each ring has one producer and one consumer, which run in different processes and look at the same bytes; the simulator
+lets both look at a bytearray. Python has no memory barriers, so an entry counts only once its stamp (its running number,
+written as its last word) is there, and whoever sleeps looks again after a bounded time. An adapter reads these bytes as
+hostile input: whatever a host wrote, an index stays inside its ring and a length inside 32 bits.
+
+Layouts, little-endian; every ring begins with a header of 64 bytes:
+
+    send      header: retired u32. Entries of 128: opcode u8, flags u8, num_sge u8, -, imm u32, wr_id u64,
+              remote_addr u64, rkey u32, lkey u32, addr u64, length u32, stamp u32; further SGEs of 16 from byte 48
+    receive   header: consumed u32. Entries of 64: wr_id u64, lkey u32, length u32, addr u64, -, stamp u32
+    completion header: consumed u32, armed u32. Entries of 32: wr_id u64, byte_len u32, qp_num u32, imm u32,
+              status u8, opcode u8, flags u8, -, -, stamp u32
+    doorbell  header: sleeping u32. Entries of 8: qp_num u32, stamp u32
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from emul.vocabulary import SGE
+
+HEADER_BYTES = 64
+SEND_STRIDE = 128
+RECEIVE_STRIDE = 64
+COMPLETION_STRIDE = 32
+DOORBELL_STRIDE = 8
+DOORBELLS = 1024
+"""Doorbells that may wait; a host that rings more often makes the adapter look at all its queues."""
+SEND_SGES_MAX = 6
+QUEUE_DEPTH_MAX = 16_384
+_MASK = 0xFFFF_FFFF
+
+_SEND = struct.Struct("<BBBxIQQIIQII")
+_SGE = struct.Struct("<IIQ")
+_RECEIVE = struct.Struct("<QIIQ4xI")
+_COMPLETION = struct.Struct("<QIIIBBBxxxxxI")
+_DOORBELL = struct.Struct("<II")
+assert _SEND.size == 48 and _COMPLETION.size == COMPLETION_STRIDE
+
+
+def send_ring_bytes(depth: int) -> int:
+    """Memory that a send ring of `depth` entries takes."""
+    return HEADER_BYTES + depth * SEND_STRIDE
+
+
+def receive_ring_bytes(depth: int) -> int:
+    """Memory that a receive ring of `depth` entries takes."""
+    return HEADER_BYTES + depth * RECEIVE_STRIDE
+
+
+def completion_ring_bytes(depth: int) -> int:
+    """Memory that a completion ring of `depth` entries takes."""
+    return HEADER_BYTES + depth * COMPLETION_STRIDE
+
+
+DOORBELL_RING_BYTES = HEADER_BYTES + DOORBELLS * DOORBELL_STRIDE
+
+
+class SendEntry(NamedTuple):
+    """A send work request as it stands in the ring; opcode and flags are the host's numbers, not yet checked."""
+
+    wr_id: int
+    opcode: int
+    flags: int
+    imm: int
+    remote_addr: int
+    rkey: int
+    sges: tuple[tuple[int, int, int], ...]
+    """(lkey, addr, length) each."""
+
+
+class SendRing:
+    """The send queue: the host posts, the adapter takes and later retires in order."""
+
+    __slots__ = ("_buffer", "_depth", "_head", "_index", "_retired")
+
+    def __init__(self, buffer: memoryview, depth: int) -> None:
+        self._buffer = buffer
+        self._depth = depth
+        self._head = buffer[:HEADER_BYTES].cast("I")
+        self._index = 0
+        self._retired = 0
+
+    def free(self) -> int:
+        """Host: how many requests fit now."""
+        return self._depth - ((self._index - self._head[0]) & _MASK)
+
+    def post(
+        self,
+        opcode: int,
+        flags: int,
+        wr_id: int,
+        sges: Sequence[SGE],
+        remote_addr: int = 0,
+        rkey: int = 0,
+        imm: int = 0,
+    ) -> bool:
+        """Host: adds one request; False when the queue is full."""
+        if self.free() <= 0:
+            return False
+        offset = HEADER_BYTES + self._index % self._depth * SEND_STRIDE
+        for position, sge in enumerate(sges[1:]):
+            _SGE.pack_into(self._buffer, offset + 48 + 16 * position, sge.lkey, sge.length, sge.addr)
+        first = sges[0] if sges else SGE(0, 0, 0)
+        stamp = self._index = (self._index + 1) & _MASK
+        _SEND.pack_into(
+            self._buffer, offset, opcode, flags, len(sges), imm, wr_id, remote_addr, rkey, first.lkey, first.addr,
+            first.length, stamp,
+        )  # fmt: skip
+        return True
+
+    def post_one(
+        self, opcode: int, flags: int, wr_id: int, lkey: int, addr: int, length: int, remote_addr: int, rkey: int
+    ) -> bool:
+        """Host: the same for one piece of memory and no immediate data, without building lists."""
+        index = self._index
+        if (index - self._head[0]) & _MASK >= self._depth:
+            return False
+        stamp = self._index = (index + 1) & _MASK
+        _SEND.pack_into(
+            self._buffer, HEADER_BYTES + index % self._depth * SEND_STRIDE, opcode, flags, 1, 0, wr_id, remote_addr,
+            rkey, lkey, addr, length, stamp,
+        )  # fmt: skip
+        return True
+
+    def take(self) -> SendEntry | None:
+        """Adapter: the next request, None while there is none."""
+        offset = HEADER_BYTES + self._index % self._depth * SEND_STRIDE
+        opcode, flags, count, imm, wr_id, remote_addr, rkey, lkey, addr, length, stamp = _SEND.unpack_from(
+            self._buffer, offset
+        )
+        following = (self._index + 1) & _MASK
+        if stamp != following:
+            return None
+        self._index = following
+        if count == 1:
+            return SendEntry(wr_id, opcode, flags, imm, remote_addr, rkey, ((lkey, addr, length),))
+        sges = [(lkey, addr, length)] if count else []
+        for position in range(min(count, SEND_SGES_MAX) - 1):
+            more_lkey, more_length, more_addr = _SGE.unpack_from(self._buffer, offset + 48 + 16 * position)
+            sges.append((more_lkey, more_addr, more_length))
+        return SendEntry(wr_id, opcode, flags, imm, remote_addr, rkey, tuple(sges))
+
+    def retire(self, count: int = 1) -> None:
+        """Adapter: the oldest `count` requests are completed; their entries may be used again."""
+        self._retired = (self._retired + count) & _MASK
+        self._head[0] = self._retired
+
+
+class ReceiveEntry(NamedTuple):
+    """A receive work request: where a message goes."""
+
+    wr_id: int
+    lkey: int
+    addr: int
+    length: int
+
+
+class ReceiveRing:
+    """The receive queue: the host posts buffers of one piece each, the adapter takes them in order."""
+
+    __slots__ = ("_buffer", "_depth", "_head", "_index")
+
+    def __init__(self, buffer: memoryview, depth: int) -> None:
+        self._buffer = buffer
+        self._depth = depth
+        self._head = buffer[:HEADER_BYTES].cast("I")
+        self._index = 0
+
+    def post(self, wr_id: int, lkey: int, addr: int, length: int) -> bool:
+        """Host: adds one buffer; False when the queue is full."""
+        index = self._index
+        if (index - self._head[0]) & _MASK >= self._depth:
+            return False
+        stamp = self._index = (index + 1) & _MASK
+        offset = HEADER_BYTES + index % self._depth * RECEIVE_STRIDE
+        _RECEIVE.pack_into(self._buffer, offset, wr_id, lkey, length, addr, stamp)
+        return True
+
+    def take(self) -> ReceiveEntry | None:
+        """Adapter: the oldest buffer, None when none is posted."""
+        offset = HEADER_BYTES + self._index % self._depth * RECEIVE_STRIDE
+        wr_id, lkey, length, addr, stamp = _RECEIVE.unpack_from(self._buffer, offset)
+        following = (self._index + 1) & _MASK
+        if stamp != following:
+            return None
+        self._index = self._head[0] = following
+        return ReceiveEntry(wr_id, lkey, addr, length)
+
+
+class CompletionEntry(NamedTuple):
+    """A completion as it stands in the ring."""
+
+    wr_id: int
+    byte_len: int
+    qp_num: int
+    imm: int
+    status: int
+    opcode: int
+    flags: int
+
+
+class CompletionRing:
+    """The completion queue: the adapter pushes, the host polls and may ask to be woken by the next one."""
+
+    __slots__ = ("_buffer", "_depth", "_head", "_index")
+
+    def __init__(self, buffer: memoryview, depth: int) -> None:
+        self._buffer = buffer
+        self._depth = depth
+        self._head = buffer[:HEADER_BYTES].cast("I")
+        self._index = 0
+
+    def push(self, wr_id: int, byte_len: int, qp_num: int, imm: int, status: int, opcode: int, flags: int) -> bool:
+        """Adapter: adds one; False when the host left no room (a CQ overrun)."""
+        index = self._index
+        if (index - self._head[0]) & _MASK >= self._depth:
+            return False
+        stamp = self._index = (index + 1) & _MASK
+        _COMPLETION.pack_into(
+            self._buffer, HEADER_BYTES + index % self._depth * COMPLETION_STRIDE, wr_id, byte_len, qp_num, imm, status,
+            opcode, flags, stamp,
+        )  # fmt: skip
+        return True
+
+    def take_armed(self) -> bool:
+        """Adapter: whether the host wants to be woken; asks once, so it is disarmed after."""
+        if not self._head[1]:
+            return False
+        self._head[1] = 0
+        return True
+
+    def poll(self) -> CompletionEntry | None:
+        """Host: the oldest completion, None while there is none."""
+        wr_id, byte_len, qp_num, imm, status, opcode, flags, stamp = _COMPLETION.unpack_from(
+            self._buffer, HEADER_BYTES + self._index % self._depth * COMPLETION_STRIDE
+        )
+        following = (self._index + 1) & _MASK
+        if stamp != following:
+            return None
+        self._index = self._head[0] = following
+        return CompletionEntry(wr_id, byte_len, qp_num, imm, status, opcode, flags)
+
+    def arm(self) -> None:
+        """Host: wake me with the next one. Poll once more afterwards: one may have come in between."""
+        self._head[1] = 1
+
+
+class DoorbellRing:
+    """Which queue pairs have new work. Overrun is no error: the adapter then looks at all of them."""
+
+    __slots__ = ("_buffer", "_head", "_index")
+
+    def __init__(self, buffer: memoryview) -> None:
+        self._buffer = buffer
+        self._head = buffer[:HEADER_BYTES].cast("I")
+        self._index = 0
+
+    def ring(self, qp_num: int) -> bool:
+        """Host: notes the queue pair; True when the adapter sleeps and must be woken."""
+        index = self._index
+        stamp = self._index = (index + 1) & _MASK
+        _DOORBELL.pack_into(self._buffer, HEADER_BYTES + index % DOORBELLS * DOORBELL_STRIDE, qp_num, stamp)
+        return self._head[0] != 0
+
+    def take(self) -> int | None:
+        """Adapter: the next queue pair number, -1 for "overrun: look at all", None while there is none."""
+        offset = HEADER_BYTES + self._index % DOORBELLS * DOORBELL_STRIDE
+        qp_num, stamp = _DOORBELL.unpack_from(self._buffer, offset)
+        following = (self._index + 1) & _MASK
+        number: int = qp_num
+        if stamp == following:
+            self._index = following
+            return number
+        ahead = (stamp - following) & _MASK
+        if stamp and 0 < ahead < 1 << 31:  # overwritten by a later round
+            self._index = stamp
+            return -1
+        return None
+
+    def set_sleeping(self, sleeping: bool) -> None:
+        """Adapter: says before it sleeps that it wants to be woken, and looks at the ring once more after that."""
+        self._head[0] = int(sleeping)

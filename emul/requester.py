@@ -1,0 +1,121 @@
+"""The requester: turns work requests into request packets (InfiniBand specification vol. 1, 9.7.3).
+
+Pulled: `next_packet` gives the packet at the window's cursor, or nothing while something forbids to send. Knows the
+window and the headers; what comes back is the completer's.
+"""
+
+from __future__ import annotations
+
+from emul.vocabulary import SendFlags, WCStatus, WROpcode
+from emul.window import SendWindow, SendWqe
+from emul.wire.headers import ACK_REQUEST, BTH, IMM, P_KEY_FULL, PAD_SHIFT, RETH, SOLICITED_EVENT, Opcode
+from emul.wire.psn import PSN_MASK, psn_distance
+
+PACKETS_IN_FLIGHT_MAX = 512
+"""Unacknowledged packets of one queue pair; more would overrun the receiving port's ring before its adapter wakes."""
+ACK_REQUEST_EVERY = 64
+"""An acknowledgement is asked for at least every so many packets of a long message."""
+
+# Base opcodes: + FIRST, MIDDLE, LAST, ONLY as they stand in the BTH; immediate data makes LAST and ONLY one more.
+_SEND_PLACES = (Opcode.SEND_FIRST, Opcode.SEND_MIDDLE, Opcode.SEND_LAST, Opcode.SEND_ONLY)
+_WRITE_PLACES = (
+    Opcode.RDMA_WRITE_FIRST,
+    Opcode.RDMA_WRITE_MIDDLE,
+    Opcode.RDMA_WRITE_LAST,
+    Opcode.RDMA_WRITE_ONLY,
+)
+_PLACES: dict[WROpcode, tuple[Opcode, Opcode, Opcode, Opcode]] = {
+    WROpcode.SEND: _SEND_PLACES,
+    WROpcode.SEND_WITH_IMM: _SEND_PLACES,
+    WROpcode.RDMA_WRITE: _WRITE_PLACES,
+    WROpcode.RDMA_WRITE_WITH_IMM: _WRITE_PLACES,
+}
+_WITH_IMMEDIATE = frozenset({WROpcode.SEND_WITH_IMM, WROpcode.RDMA_WRITE_WITH_IMM})
+_WRITES = frozenset({WROpcode.RDMA_WRITE, WROpcode.RDMA_WRITE_WITH_IMM})
+_ZEROS = (b"", b"\0", b"\0\0", b"\0\0\0")
+
+
+class Requester:
+    """The sending side of a queue pair."""
+
+    __slots__ = ("_destination", "_mtu", "_reads_max", "_window", "retransmitted")
+
+    def __init__(self, window: SendWindow, *, destination_qpn: int, reads_max: int) -> None:
+        self._window = window
+        self._mtu = window.mtu
+        self._destination = destination_qpn
+        self._reads_max = reads_max
+        self.retransmitted = 0
+        """Packets sent more than once."""
+
+    def can_send(self) -> bool:
+        """Whether `next_packet` would give one."""
+        window = self._window
+        if window.index >= len(window.wqes):
+            return False
+        wqe = window.wqes[window.index]
+        if wqe.status is not WCStatus.SUCCESS:
+            return False  # it and all behind it wait until it is the oldest, and then it breaks the queue pair
+        if psn_distance(window.sent_end(), window.oldest_psn()) >= PACKETS_IN_FLIGHT_MAX:
+            return False
+        if wqe.opcode is WROpcode.RDMA_READ:
+            return window.reads_in_flight() < self._reads_max
+        if wqe.flags & SendFlags.FENCE and window.packet == 0:
+            return window.reads_in_flight() == 0
+        return True
+
+    def next_packet(self) -> tuple[bytes, bytes]:
+        """BTH, and the rest: extended headers and padded payload. Moves the cursor. Only when `can_send`."""
+        window = self._window
+        wqe = window.wqes[window.index]
+        if wqe.opcode is WROpcode.RDMA_READ:
+            return self._read_request(wqe)
+        packet, last = window.packet, wqe.packets - 1
+        if packet == last:
+            window.index += 1
+            window.packet = 0
+        else:
+            window.packet = packet + 1
+        return self._segment(wqe, packet, last)
+
+    def _segment(self, wqe: SendWqe, packet: int, last: int) -> tuple[bytes, bytes]:
+        opcode = wqe.opcode
+        place = (3 if last == 0 else 0) if packet == 0 else (2 if packet == last else 1)
+        number: int = _PLACES[opcode][place]
+        offset = packet * self._mtu
+        payload = wqe.data[offset : offset + self._mtu]
+        pad = -len(payload) & 3
+        flags = pad << PAD_SHIFT
+        parts: list[bytes | memoryview] = []
+        if packet == 0 and opcode in _WRITES:
+            parts.append(RETH.pack(wqe.remote_addr, wqe.rkey, wqe.length))
+        if packet == last:
+            if opcode in _WITH_IMMEDIATE:
+                number += 1
+                parts.append(IMM.pack(wqe.imm))
+            if wqe.flags & SendFlags.SOLICITED:
+                flags |= SOLICITED_EVENT
+        parts.append(payload)
+        if pad:
+            parts.append(_ZEROS[pad])
+        psn = (wqe.first_psn + packet) & PSN_MASK
+        self._count(psn, psn)
+        if packet == last or packet % ACK_REQUEST_EVERY == ACK_REQUEST_EVERY - 1:
+            psn |= ACK_REQUEST
+        return BTH.pack(number, flags, P_KEY_FULL, self._destination, psn), b"".join(parts)
+
+    def _read_request(self, wqe: SendWqe) -> tuple[bytes, bytes]:
+        self._window.index += 1
+        self._window.packet = 0
+        done = wqe.received * self._mtu
+        psn = (wqe.first_psn + wqe.received) & PSN_MASK
+        self._count(psn, wqe.last_psn)
+        bth = BTH.pack(Opcode.RDMA_READ_REQUEST, 0, P_KEY_FULL, self._destination, psn | ACK_REQUEST)
+        return bth, RETH.pack(wqe.remote_addr + done, wqe.rkey, wqe.length - done)
+
+    def _count(self, psn: int, last_psn: int) -> None:
+        window = self._window
+        if psn_distance(psn, window.highest_psn) <= 0:
+            self.retransmitted += 1
+        if psn_distance(last_psn, window.highest_psn) > 0:
+            window.highest_psn = last_psn
