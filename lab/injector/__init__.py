@@ -39,7 +39,8 @@ The process
 CAP_NET_RAW there, imports emul, lab.injector and, once a forging rule is armed, scapy. config:
     {"control": path of a unix SOCK_SEQPACKET socket (made and listened on by the process; removed at its end),
      "cables": [CABLE, ...] (may be empty: see "cables" below), "addresses": {ipv4: node}, "seed": int,
-     "log": path or null}
+     "log": path or null, "preload_forge": bool (import scapy at the start: arming a forging rule otherwise stops the
+     process for some 0.5 s, which diverted cables notice)}
     CABLE = {"name": str, "ends": [END, END]}
     END = {"node": name of the node or switch at this end,
            "interface": fabric-side interface whose other end leads there,
