@@ -16,7 +16,7 @@ from lab.faults import FAULTS, Target
 from lab.plan import Plan
 from lab.scenario import OnFrame, Step
 
-OBSERVE = "pass"
+OBSERVE = "observe"
 """Action of an injector rule that only counts: the frame goes on unchanged."""
 FRAME_ACTIONS: Mapping[str, str] = {
     "cable.drop": "drop",
@@ -177,23 +177,20 @@ def rule_cables(plan: Plan, fault: PlannedFault) -> list[str]:
     return sorted(crossed)
 
 
-def rule_of(plan: Plan, fault: PlannedFault, *, seed: int = 0) -> dict[str, object]:
-    """The injector's rule for a fault that it does, or for a trigger that it watches (keys in lab.injector.rules)."""
+def rule_of(plan: Plan, fault: PlannedFault) -> dict[str, object]:
+    """The injector's rule for a fault that it does, or for a trigger that it watches (keys in lab.injector)."""
     step, trigger = fault.step, fault.step.trigger
-    rule: dict[str, object] = {
-        "id": fault.id,
-        "cables": rule_cables(plan, fault),
-        "action": FRAME_ACTIONS.get(fault.kind, OBSERVE),
-        "source": step.parameters.get("from"),
-        "target": None,
-        "opcode": None,
-        "nth": None,
-        "count": step.parameters.get("count"),
-        "probability": step.parameters.get("probability"),
-        "seed": seed,
-    }
+    rule: dict[str, object] = {"action": FRAME_ACTIONS.get(fault.kind, OBSERVE), "note": f"fault {fault.id}"}
     if isinstance(trigger, OnFrame):
         rule.update(opcode=trigger.opcode, source=trigger.source, target=trigger.target, nth=trigger.nth)
-    if rule["count"] is None and rule["probability"] is None:
-        rule["count"] = 1
-    return rule
+        if trigger.cable is not None:
+            rule["cables"] = [trigger.cable]
+    else:
+        rule.update(cables=rule_cables(plan, fault), source=step.parameters.get("from"))
+    if fault.by_injector:
+        probability = step.parameters.get("probability")
+        rule.update(probability=probability, count=step.parameters.get("count"))
+        if rule["count"] is None and (probability is not None or step.duration_ns is not None):
+            del rule["count"]
+            return {key: value for key, value in rule.items() if value is not None} | {"count": None}
+    return {key: value for key, value in rule.items() if value is not None}
