@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import sys
 import time
@@ -32,6 +33,7 @@ LABEL = image.LABEL
 NODE_LABEL = f"{LABEL}.node"
 ROLE_LABEL = f"{LABEL}.role"
 LOG_LINES_SHOWN = 20
+KILL_MAX_S = 10
 REMOVAL_MAX_S = 20
 REMOVAL_POLL_S = 0.02
 _WAITER = "cat"
@@ -89,17 +91,29 @@ class DockerNodes:
         return now
 
     def kill_host(self, node: str, number: int = signal.SIGKILL) -> Instant:
-        """Sends a signal to the host's process; gives the moment. A host that does not run is left alone."""
-        host = self._host(node)
-        self._engine.call(host.reload)
-        process = _process_of(host)
+        """Sends a signal to the host's process; gives the moment. SIGKILL: returns when the process is gone.
+
+        A host that does not run is left alone. Raises EngineError when a killed one is still there after KILL_MAX_S.
+        """
+        process = self.host_process(node)
         now = Instant(time.monotonic_ns())
-        if process:
-            # Straight to the process: the engine's own way takes 30 ms, within which the moment would be anywhere.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, number)
-        if self._nodes[node].paused:
-            self.continue_host(node)  # a frozen process does not die before it is thawed
+        # Straight to the process: the engine's own way takes 30 ms, within which the moment would be anywhere.
+        with contextlib.ExitStack() as cleanup:
+            try:
+                pidfd = os.pidfd_open(process) if process else -1
+            except ProcessLookupError:
+                pidfd = -1
+            if pidfd >= 0:
+                cleanup.callback(os.close, pidfd)
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, number)
+            if self._nodes[node].paused:
+                self.continue_host(node)  # a frozen process does not die before it is thawed
+            if pidfd >= 0 and number == signal.SIGKILL:
+                poller = select.poll()
+                poller.register(pidfd, select.POLLIN)
+                if not poller.poll(KILL_MAX_S * 1000):
+                    raise EngineError(f"the host of {node} is still there {KILL_MAX_S} s after SIGKILL")
         return now
 
     def stop_host(self, node: str) -> Instant:

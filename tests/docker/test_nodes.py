@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import uuid
@@ -76,10 +77,13 @@ def nodes(engine, plan, lab_id):
 
 
 @pytest.fixture
-def state(tmp_path, plan):
-    for node in plan.topology.nodes:
-        (tmp_path / "nodes" / node).mkdir(parents=True)
-    return tmp_path
+def state(plan, lab_id):
+    """In memory where the lab keeps it, too: below a directory that a container has of its own (/dev/shm)."""
+    base = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(prefix=lab_id, dir=base) as directory:
+        for node in plan.topology.nodes:
+            (Path(directory) / "nodes" / node).mkdir(parents=True)
+        yield Path(directory)
 
 
 @pytest.fixture
