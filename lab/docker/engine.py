@@ -12,7 +12,7 @@ import os
 import socket
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from lab.errors import LabError, MachineError
@@ -87,8 +87,6 @@ class ContainerSpec:
     hostname: str | None = None
     cpus: float | None = None
     memory_bytes: int | None = None
-    sysctls: Mapping[str, str] = field(default_factory=dict)
-    """Settings of its own network namespace."""
     lives_with_stdin: bool = False
     """Reads a standard input that we hold (`Engine.hold`), and is removed by the engine when it ends."""
 
@@ -151,7 +149,6 @@ class Engine:
             "network_mode": spec.network_mode,
             "pid_mode": spec.pid_mode,
             "hostname": None if spec.network_mode.startswith("container:") else spec.hostname,
-            "sysctls": dict(spec.sysctls) or None,
             "nano_cpus": None if spec.cpus is None else int(spec.cpus * 1e9),
             "mem_limit": spec.memory_bytes,
             "auto_remove": spec.lives_with_stdin,

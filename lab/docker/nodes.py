@@ -38,9 +38,6 @@ REMOVAL_MAX_S = 20
 REMOVAL_POLL_S = 0.02
 _WAITER = "cat"
 """The program of a hardware container: ends at the end of its input."""
-_NETWORK_SETTINGS = {"net.ipv4.ip_forward": "0"}
-_NETWORK_SETTINGS_6 = {"net.ipv6.conf.all.disable_ipv6": "1", "net.ipv6.conf.default.disable_ipv6": "1"}
-"""An interface of a cable sends nothing by itself."""
 
 
 @dataclass(slots=True)
@@ -158,9 +155,6 @@ class DockerNodes:
         _remove(self._engine, self._lab_id)
 
     def _start_hardware(self, image_name: str, node: str) -> _Node:
-        settings = dict(_NETWORK_SETTINGS)
-        if Path("/proc/sys/net/ipv6").exists():
-            settings |= _NETWORK_SETTINGS_6
         container = self._engine.create(
             ContainerSpec(
                 image=image_name,
@@ -170,7 +164,6 @@ class DockerNodes:
                 binds=image.binds(),
                 environment=image.python_environment(),
                 hostname=node,
-                sysctls=settings,
                 lives_with_stdin=True,
             )
         )
