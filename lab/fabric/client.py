@@ -1,0 +1,489 @@
+"""The fabric as the rest of the lab sees it: one object for one lab, synchronous, used by one thread.
+
+    with Fabric.start(plan) as fabric:
+        fabric.start_host("a")
+        fabric.cut("ic0")
+
+Times are ns of CLOCK_MONOTONIC. Every call that applies a fault returns the moment just before the kernel was told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from lab.errors import InputError, LabError, MachineError
+from lab.fabric import namespaces, registry
+from lab.fabric.channel import Channel, ChannelClosedError, ChannelTimeoutError, Message
+
+if TYPE_CHECKING:
+    from lab.plan import Plan
+
+START_MAX_S = 120.0
+"""Building a lab of 200 nodes takes seconds on a loaded machine; longer than this is a hang."""
+REQUEST_MAX_S = 30.0
+STOP_MAX_S = 20.0
+HOST_REQUEST_MAX_S = 2.0
+FREE_BYTES_PER_NODE = 8 << 20
+"""Room for a node's memory, logs and the beginning of its history, beside its NVRAM."""
+
+
+class FabricGone(LabError):  # noqa: N818 - told to people as it is
+    """The fabric process has ended: killed, or taken down by `lab down`."""
+
+
+class HostSilent(LabError):  # noqa: N818
+    """A host's control socket doesn't answer: the host is down, stopped or not yet up."""
+
+
+class Fabric:
+    """One running lab. Made by `start` or `attach`."""
+
+    def __init__(self, channel: Channel, record: Mapping[str, Any], directory: Path, *, owner: bool) -> None:
+        self._channel = channel
+        self._pidfd: int | None = None
+        self._pid = int(record["pid"])
+        with suppress(ProcessLookupError):
+            self._pidfd = os.pidfd_open(self._pid)
+        self._owner = owner
+        self.directory = directory
+        self.lab_id = str(record["lab"])
+        self.topology = str(record["topology"])
+        self.wire = str(record["wire"])
+        """"xdp" (adapters use AF_XDP where their interface allows) or "packet"."""
+        self.timings: dict[str, float] = {}
+        """Milliseconds of the parts of the bring-up."""
+
+    @classmethod
+    def start(
+        cls,
+        plan: Plan,
+        name: str | None = None,
+        wire: str = "auto",
+        keep: bool = False,
+        node_namespaces: Mapping[str, int] | None = None,
+        *,
+        seed: int = 0,
+        adapters: bool = True,
+    ) -> Fabric:
+        """Builds the lab of `plan`: namespaces, cables, power, and (with `adapters`) the adapters; no host yet.
+
+        `name` is its id (default: one that nobody has). `node_namespaces` are descriptors of network namespaces that
+        nodes have already; they stay the caller's. A lab that is not to `keep` ends with this object or this process.
+        Raises InputError, MachineError, LabError; nothing is left then.
+        """
+        started = time.perf_counter()
+        chosen = resolve_wire(wire)
+        claim = registry.claim(name, plan.topology.name)
+        try:
+            spec = _specification(plan, claim, chosen, wire, keep, seed, dict(node_namespaces or {}), adapters)
+            channel, answer = _launch(claim, spec, node_namespaces or {})
+            record = _record(spec, int(answer["pid"]))
+            registry.write_record(claim.directory, record)
+        except BaseException:
+            # The fabric process, if there is one, sees its connection close and ends; what it has not removed, we do.
+            os.close(claim.lock)
+            _remove_once_dead(claim)
+            raise
+        os.close(claim.lock)
+        fabric = cls(channel, record, claim.directory, owner=True)
+        timings: Any = answer["timings_ms"]
+        fabric.timings = {**timings, "total": (time.perf_counter() - started) * 1000}
+        if keep:
+            fabric._ask({"op": "keep"})
+        return fabric
+
+    @classmethod
+    def attach(cls, name: str) -> Fabric:
+        """The running lab `name` of this user. Raises InputError for one that is not there."""
+        found = registry.find(name)
+        try:
+            channel = Channel.connect(found.directory / "fabric.sock")
+        except OSError as error:
+            raise FabricGone(f'lab "{found.lab_id}" is not answering ({error.strerror}); `lab down {name}`') from error
+        return cls(channel, found.details, found.directory, owner=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends the lab, whatever state it is in, and waits until all of it is gone. Doing it twice does no harm."""
+        with suppress(ChannelClosedError, ChannelTimeoutError, OSError):
+            self._channel.send({"op": "stop"})
+        self._channel.close()
+        if self._pidfd is not None:
+            if not _ended(self._pidfd, STOP_MAX_S):
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                _ended(self._pidfd, STOP_MAX_S)
+            os.close(self._pidfd)
+            self._pidfd = None
+        if self.directory.is_dir():
+            registry.remove_dead(registry.LabRecord(self.lab_id, self.directory, alive=False, kept=False))
+
+    def detach(self) -> None:
+        """Leaves a kept (or attached) lab running and lets go of it."""
+        self._channel.close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+
+    def alive(self) -> bool:
+        """Whether the fabric process runs."""
+        return self._pidfd is not None and not _ended(self._pidfd, 0.0)
+
+    # Hosts and adapters
+
+    def start_host(self, node: str) -> int:
+        """Starts the host process of `node`: power is on, it begins to boot. The moment in ns."""
+        return self._at({"op": "start_host", "node": node})
+
+    def kill_host(self, node: str, signal_number: int = signal.SIGKILL) -> int:
+        """Signals the host process; after SIGKILL it is gone when this returns. The moment in ns."""
+        return self._signal(f"{node}/host", signal_number)
+
+    def stop_host(self, node: str) -> int:
+        """Freezes the host process (SIGSTOP); its adapters go on."""
+        return self._signal(f"{node}/host", signal.SIGSTOP)
+
+    def continue_host(self, node: str) -> int:
+        """Lets a frozen host go on."""
+        return self._signal(f"{node}/host", signal.SIGCONT)
+
+    def start_adapter(self, node: str, adapter: str) -> int:
+        """Starts an adapter again and waits until it answers. The moment of its start."""
+        return self._at({"op": "start_adapter", "node": node, "adapter": adapter})
+
+    def kill_adapter(self, node: str, adapter: str, signal_number: int = signal.SIGKILL) -> int:
+        """Signals an adapter; after SIGKILL it is gone when this returns. The moment in ns."""
+        return self._signal(f"{node}/{adapter}", signal_number)
+
+    def host(self, node: str, request: Mapping[str, object], timeout: float = HOST_REQUEST_MAX_S) -> dict[str, Any]:
+        """One request to the control socket of a host, and its answer. Raises HostSilent."""
+        try:
+            channel = Channel.connect(self.node_directory(node) / "host.sock")
+        except OSError as error:
+            raise HostSilent(f"host {node} is not answering: {error.strerror}") from error
+        try:
+            channel.send(request)
+            return channel.receive(timeout)[0]
+        except (ChannelClosedError, ChannelTimeoutError) as error:
+            raise HostSilent(f"host {node} is not answering: {error}") from error
+        finally:
+            channel.close()
+
+    # Cables
+
+    def cut(self, cable: str, end: str | None = None) -> int:
+        """Pulls a cable out, at both ends or at one (a node, a switch, node.adapter). The moment in ns."""
+        return self._at({"op": "cut", "cable": cable, "end": end})
+
+    def restore(self, cable: str, end: str | None = None) -> int:
+        """Plugs it in again. The moment in ns."""
+        return self._at({"op": "restore", "cable": cable, "end": end})
+
+    def blackhole(self, cable: str, source: str | None = None) -> int:
+        """Lets frames vanish in the cable with the carrier kept: those from `source`, or all. The moment in ns."""
+        return self._at({"op": "blackhole", "cable": cable, "end": source})
+
+    def unblackhole(self, cable: str, source: str | None = None) -> int:
+        """Ends `blackhole`. The moment in ns."""
+        return self._at({"op": "unblackhole", "cable": cable, "end": source})
+
+    def swallowed(self, cable: str) -> int:
+        """How many frames blackholes of this cable have taken so far."""
+        return int(self._ask({"op": "swallowed", "cable": cable})["swallowed"])
+
+    def arm(self, cables: Sequence[str], rules: Sequence[Mapping[str, object]], *, seed: int = 0) -> list[int]:
+        """Arms rules of the injector (lab.injector has their keys); gives their ids, in the order of the rules.
+
+        `cables` are where a rule that names none looks.
+        """
+        prepared = [{**rule, "cables": list(rule.get("cables") or cables)} for rule in rules]  # type: ignore[call-overload]
+        answer = self._ask({"op": "arm", "rules": prepared, "seed": seed})
+        return [int(number) for number in answer["ids"]]
+
+    def disarm(self, ids: Sequence[int]) -> int:
+        """Disarms rules, and gives cables that no other rule needs their fast path back. The moment in ns."""
+        return self._at({"op": "disarm", "ids": list(ids)})
+
+    def fired(self, after: int = 0) -> tuple[dict[int, int], list[dict[str, Any]]]:
+        """How often each rule has acted, and the events since number `after` (see lab.injector)."""
+        answer = self._ask({"op": "fired", "after": after})
+        return {int(rule): int(count) for rule, count in answer["counts"].items()}, list(answer["events"])
+
+    # What there is
+
+    def describe(self) -> dict[str, Any]:
+        """Topology, wire, cables with their state, timings of the bring-up."""
+        return self._ask({"op": "describe"})
+
+    def processes(self) -> list[dict[str, Any]]:
+        """Adapters, hosts and the injector, running or ended: key, node, name, kind, running, status, and `pid` as this
+        process sees it (None for one that has ended; `inner_pid` is the lab's own number)."""
+        pids = self._outer_pids()
+        found: list[dict[str, Any]] = []
+        for process in self._ask({"op": "processes"})["processes"]:
+            inner = int(process["pid"])
+            found.append({**process, "inner_pid": inner, "pid": pids.get(inner) if process["running"] else None})
+        return found
+
+    def exits(self) -> list[dict[str, Any]]:
+        """The processes that have ended since the start, oldest first: key, pid, status, at."""
+        return list(self._ask({"op": "exits"})["exits"])
+
+    def namespaces(self, node: str) -> tuple[list[str], list[int]]:
+        """Kinds and descriptors of the namespaces of a node, or of "fabric", in the order of joining them; yours to close."""
+        self._channel.send({"op": "namespaces", "node": node})
+        answer, descriptors = self._receive()
+        kinds: Any = answer["kinds"]
+        return list(kinds), descriptors
+
+    def node_directory(self, node: str) -> Path:
+        """Where a node's sockets, memory and logs are."""
+        return self.directory / "nodes" / node
+
+    def node_memory_path(self, node: str) -> Path:
+        """The file of emul.node_memory.NodeMemory."""
+        return self.node_directory(node) / "node.mem"
+
+    def nvram_path(self, node: str) -> Path:
+        """The file of the node's NVRAM card."""
+        return self.node_directory(node) / "nvram.img"
+
+    def history_path(self, node: str) -> Path:
+        """The file of the node's history (ccm.history)."""
+        return self.node_directory(node) / "history.bin"
+
+    @property
+    def fabric_pid(self) -> int:
+        """The fabric process, as this process's pid namespace numbers it."""
+        return self._pid
+
+    def _outer_pids(self) -> dict[int, int]:
+        """The lab's pids -> this process's pids, for all descendants of the fabric process."""
+        found: dict[int, int] = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            with suppress(OSError, ValueError):
+                status = (entry / "status").read_text(encoding="ascii", errors="replace")
+                inner = next(line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:"))
+                if len(inner) > 1 and self._same_pid_namespace(entry):
+                    found[int(inner[-1])] = int(entry.name)
+        return found
+
+    def _same_pid_namespace(self, process: Path) -> bool:
+        return os.readlink(process / "ns/pid") == os.readlink(f"/proc/{self._pid}/ns/pid")  # noqa: PTH115 - no path
+
+    def _at(self, request: Message) -> int:
+        return int(self._ask(request)["at"])
+
+    def _signal(self, key: str, number: int) -> int:
+        return self._at({"op": "signal", "key": key, "signal": int(number)})
+
+    def _ask(self, request: Message) -> dict[str, Any]:
+        try:
+            self._channel.send(request)
+        except (ChannelClosedError, OSError) as error:
+            raise FabricGone(f"the fabric process of lab {self.lab_id} has ended") from error
+        return self._receive()[0]
+
+    def _receive(self) -> tuple[dict[str, Any], list[int]]:
+        try:
+            answer, descriptors = self._channel.receive(REQUEST_MAX_S)
+        except ChannelClosedError as error:
+            raise FabricGone(f"the fabric process of lab {self.lab_id} has ended") from error
+        except ChannelTimeoutError as error:
+            raise LabError(f"the fabric process of lab {self.lab_id} does not answer") from error
+        if "error" in answer:
+            raise LabError(str(answer["error"]))
+        return answer, descriptors
+
+
+def resolve_wire(wire: str) -> str:
+    """"xdp" or "packet": what "auto" means on this machine. Raises MachineError for "xdp" where that is not to be had."""
+    if wire == "packet":
+        return "packet"
+    problem = xdp_problem()
+    if problem is None:
+        return "xdp"
+    if wire == "xdp":
+        raise MachineError(f"AF_XDP: {problem}", "root, and a kernel with CONFIG_XDP_SOCKETS; or --wire packet")
+    return "packet"
+
+
+def xdp_problem() -> str | None:
+    """Why AF_XDP can't be used here, None if it can: a socket and a map are made and closed again."""
+    import socket
+
+    from emul.port import bpf
+
+    if not namespaces.may_make_namespaces():
+        return "needs root (in a user namespace the kernel refuses BPF programs)"
+    try:
+        socket.socket(44, socket.SOCK_RAW, 0).close()
+        os.close(bpf.create_xsk_map(1))
+    except OSError as error:
+        return f"the kernel refused it ({error.strerror})"
+    return None
+
+
+def _specification(
+    plan: Plan, claim: registry.Claim, chosen: str, wire: str, keep: bool, seed: int, given: dict[str, int], adapters: bool
+) -> dict[str, Any]:
+    """What the fabric process is told, and the directories and host configurations that it refers to."""
+    from lab.plan import INTERFACE_MTU, node_directory
+
+    topology = plan.topology
+    _check_room(claim.directory, sum(node.nvram_bytes + FREE_BYTES_PER_NODE for node in topology.nodes.values()))
+    adapter_wire = "packet" if chosen == "packet" else wire
+    nodes: list[dict[str, Any]] = []
+    for node in topology.nodes.values():
+        directory = node_directory(claim.directory, node.name)
+        directory.mkdir(parents=True, mode=0o700)
+        _check_socket_paths(directory, node.adapters)
+        host_config = directory / "host.json"
+        host_config.write_text(json.dumps(plan.host_config(node.name, claim.directory, seed=seed)), encoding="utf-8")
+        configs = [plan.adapter_config(node.name, name, claim.directory, wire=adapter_wire) for name in node.adapters]
+        nodes.append(
+            {
+                "name": node.name, "memory": str(directory / "node.mem"), "host_config": str(host_config),
+                "start": adapters,
+                "adapters": [
+                    {"name": name, "config": {**config, "adapter_index": index}}
+                    for index, (name, config) in enumerate(zip(node.adapters, configs, strict=True))
+                ],
+            }
+        )  # fmt: skip
+    return {
+        "lab": claim.lab_id, "directory": str(claim.directory), "kept": keep, "topology": topology.name,
+        "source": str(topology.source) if topology.source else None, "wire": chosen, "mtu": INTERFACE_MTU[chosen],
+        "seed": seed, "user_namespace": not namespaces.may_make_namespaces(), "given": list(given), "nodes": nodes,
+        "switches": list(topology.switches), "cables": [_cable(plan, name) for name in topology.cables],
+        "addresses": {port.address: port.node for port in plan.ports.values()},
+    }  # fmt: skip
+
+
+def _cable(plan: Plan, name: str) -> dict[str, Any]:
+    cable = plan.topology.cables[name]
+    if cable.delay_ns or cable.rate_bps:
+        raise InputError(
+            str(plan.topology.source or plan.topology.name), None, None,
+            f'cable "{name}" is shaped (delay, rate): this world can not shape cables; the simulator can',
+        )  # fmt: skip
+    ends: list[dict[str, str]] = []
+    for end in cable.ends:
+        if end.switch:
+            ends.append({"switch": end.switch})
+        else:
+            port = plan.ports[end.node, end.adapter]
+            ends.append({"node": end.node, "adapter": end.adapter, "mac": port.mac.hex(":")})
+    return {"name": name, "ends": ends}
+
+
+def _check_room(directory: Path, needed: int) -> None:
+    size = os.statvfs(directory)
+    free = size.f_bavail * size.f_frsize
+    if free < needed:
+        raise MachineError(
+            f"{directory.parent}: {free >> 20} MiB free, this lab needs {needed >> 20} MiB there",
+            "make room (`lab down --all` removes labs), or make the nodes' NVRAM smaller",
+        )
+
+
+def _check_socket_paths(directory: Path, adapters: Sequence[str]) -> None:
+    longest = max((len(os.fsencode(directory / f"{name}.sock")) for name in (*adapters, "host")), default=0)
+    if longest > registry.SOCKET_PATH_BYTES_MAX:
+        raise InputError(
+            None, None, None,
+            f"{directory}: names of node, adapter and lab make socket paths of {longest} bytes, the kernel takes "
+            f"{registry.SOCKET_PATH_BYTES_MAX}; use shorter ones",
+        )  # fmt: skip
+
+
+def _launch(claim: registry.Claim, spec: dict[str, Any], given: Mapping[str, int]) -> tuple[Channel, dict[str, Any]]:
+    """Starts the fabric process and waits until it has built everything: the connection, and its first answer."""
+    path = claim.directory / "spec.json"
+    path.write_text(json.dumps(spec), encoding="utf-8")
+    mine, theirs = Channel.pair()
+    package_root = str(Path(__file__).resolve().parents[2])
+    program = f"import sys; sys.path.insert(0, {package_root!r}); from lab.fabric.server import main; main()"
+    with (claim.directory / "fabric.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", program, str(theirs.fileno()), str(claim.lock)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(theirs.fileno(), claim.lock), cwd="/",
+        )  # fmt: skip
+    theirs.close()
+    try:
+        mine.send({"spec": str(path), "given": list(given)}, list(given.values()))
+        answer = _first_answers(mine)
+    except (ChannelClosedError, ChannelTimeoutError) as error:
+        mine.close()
+        raise LabError(f"the fabric process did not start: {error}{_last_line(claim.directory)}") from error
+    except BaseException:
+        mine.close()
+        raise
+    finally:
+        process.wait()  # it has forked the fabric process and ended, or ended for another reason
+    if "error" in answer:
+        mine.close()
+        machine: Any = answer.get("machine")
+        raise MachineError(*machine) if machine else LabError(str(answer["error"]))
+    return mine, answer
+
+
+def _first_answers(channel: Channel) -> dict[str, Any]:
+    """The fabric process's pid, told by the one that forked it, and its own word that all is built, or an error."""
+    told: dict[str, Any] = {}
+    deadline = time.monotonic() + START_MAX_S
+    while not ("error" in told or ("pid" in told and "ready" in told)):
+        told.update(channel.receive(max(0.0, deadline - time.monotonic()))[0])
+    return told
+
+
+def _record(spec: Mapping[str, Any], pid: int) -> dict[str, Any]:
+    """What lab.json tells: enough for other commands to find their way."""
+    keys = ("lab", "topology", "source", "wire", "mtu", "kept", "switches")
+    nodes = {node["name"]: [adapter["name"] for adapter in node["adapters"]] for node in spec["nodes"]}
+    return {
+        **{key: spec[key] for key in keys},
+        "nodes": nodes, "cables": [cable["name"] for cable in spec["cables"]], "pid": pid, "started": time.time(),
+    }  # fmt: skip
+
+
+def _remove_once_dead(claim: registry.Claim) -> None:
+    """After a start that failed: the fabric process is about to end; what it leaves is removed."""
+    deadline = time.monotonic() + STOP_MAX_S
+    record = registry.LabRecord(claim.lab_id, claim.directory, alive=False, kept=False)
+    while not registry.remove_dead(record) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _last_line(directory: Path) -> str:
+    with suppress(OSError):
+        lines = (directory / "fabric.log").read_text(errors="replace").splitlines()
+        if lines:
+            return f" ({lines[-1]})"
+    return ""
+
+
+def _ended(pidfd: int, timeout: float) -> bool:
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(timeout * 1000))
