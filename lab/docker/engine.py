@@ -59,9 +59,6 @@ class Container(Protocol):
     def remove(self, *, force: bool, v: bool) -> None:
         """Removes it, with `force` also when it runs."""
 
-    def logs(self, *, tail: int) -> bytes:
-        """The last `tail` lines that it wrote."""
-
 
 @dataclass(frozen=True, slots=True)
 class Bind:

@@ -32,7 +32,6 @@ HOST = "host"
 LABEL = image.LABEL
 NODE_LABEL = f"{LABEL}.node"
 ROLE_LABEL = f"{LABEL}.role"
-LOG_LINES_SHOWN = 20
 KILL_MAX_S = 10
 REMOVAL_MAX_S = 20
 REMOVAL_POLL_S = 0.02
@@ -140,10 +139,6 @@ class DockerNodes:
         self._engine.call(host.reload)
         return _process_of(host)
 
-    def host_output(self, node: str) -> str:
-        """The last lines that the host container wrote: why it did not start, say."""
-        return self._engine.call(lambda: self._host(node).logs(tail=LOG_LINES_SHOWN)).decode("utf-8", "replace")
-
     def close(self) -> None:
         """Removes the lab's containers, by label, and closes the namespaces' descriptors."""
         for name, node in self._nodes.items():
@@ -181,13 +176,14 @@ class DockerNodes:
         settings = self._plan.topology.nodes[node]
         directory = node_directory(state, node)
         config = directory / "host.json"
-        config.write_text(json.dumps(self._plan.host_config(node, state, seed=seed)), encoding="utf-8")
+        content = self._plan.host_config(node, state, seed=seed)
+        config.write_text(json.dumps(content), encoding="utf-8")
         shared = f"container:{parts.hardware.id}"
         parts.host = self._engine.create(
             ContainerSpec(
                 image=image.image_name(),
                 name=self._name(node, HOST),
-                command=host_command(config),
+                command=_logged(host_command(config), str(content["log"])),
                 labels=self._labels(node, HOST),
                 binds=[*image.binds(), Bind(str(directory), writable=True)],
                 environment=image.python_environment(),
@@ -211,8 +207,13 @@ class DockerNodes:
 
 
 def host_command(config: Path) -> list[str]:
-    """The program of a host container."""
+    """The program that a host container runs."""
     return [sys.executable, "-m", "ccm.process", str(config)]
+
+
+def _logged(command: list[str], log: str) -> list[str]:
+    """`command` with what it writes appended to `log`, where `lab logs` and the report look in every world."""
+    return ["/bin/sh", "-c", 'exec "$@" >>"$0" 2>&1', log, *command]
 
 
 def remove_leftovers(lab_ids: Iterable[str]) -> list[str]:
