@@ -244,7 +244,7 @@ class Runner:
                 continue
             request = {
                 "op": "workload.start", "client": client, "record": load.record_bytes, "depth": load.depth,
-                "rate": load.rate_per_s,
+                "rate": min((r for r in (load.rate_per_s, self.world.rate_max_per_s) if r is not None), default=None),
             }  # fmt: skip
             if self._ask(node, request) is None:
                 return False

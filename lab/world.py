@@ -81,6 +81,8 @@ class World(Protocol):
     """How frames move; known after `start`."""
     poll_ns: int
     """How often the runner should look."""
+    rate_max_per_s: int | None
+    """Records a second that one client may submit here at the most; None: as fast as they are committed."""
 
     def start(self) -> None:
         """Brings everything up: cables, power, adapters, hosts."""

@@ -1,0 +1,259 @@
+"""The real world of network namespaces: drives lab.fabric for the runner.
+
+Real time is CLOCK_MONOTONIC, which all processes of the machine share: the hosts' histories, the fabric's faults and the
+runner's own clock are on one scale.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ccm.history import HEADER_BYTES, RECORD_BYTES, RECORDS_MAX
+from emul.clock import MILLISECOND
+from emul.memory import Memory
+from lab.errors import LabError
+from lab.fabric.client import Fabric, HostSilent
+from lab.plan import Plan
+from lab.world import Firing, HostUnreachable, PlannedFault, rule_cables, rule_of
+
+POLL_NS = 5 * MILLISECOND
+COUNTERS_TIMEOUT_S = 2.0
+HISTORY_BYTES = HEADER_BYTES + RECORDS_MAX * RECORD_BYTES
+
+
+class NetnsWorld:
+    """A lab of network namespaces, real frames and real processes."""
+
+    name = "netns"
+    poll_ns = POLL_NS
+    rate_max_per_s: int | None = None
+    """Load is as fast as it goes."""
+
+    def __init__(self, plan: Plan, *, wire: str = "auto", seed: int = 0, keep: bool = False) -> None:
+        self._plan = plan
+        self._asked_wire = wire
+        self._seed = seed
+        self._keep = keep
+        self._fabric: Fabric | None = None
+        self._histories: dict[str, Memory] = {}
+        self._rules: dict[int, int] = {}
+        """Fault id to the id of its rule."""
+        self._firings: dict[int, Firing] = {}
+        self._events_seen = 0
+        self._pids: list[int] = []
+        self.wire = wire
+
+    # -- time and life ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Builds the fabric, starts adapters, maps the histories, boots the hosts."""
+        self._fabric = self._start_fabric()
+        self.wire = self._fabric.wire
+        for node in self._plan.topology.nodes:
+            self._histories[node] = Memory.open_file(self._fabric.history_path(node), HISTORY_BYTES)
+        for node in self._plan.topology.nodes:
+            self._fabric.start_host(node)
+
+    def _start_fabric(self) -> Fabric:
+        return Fabric.start(self._plan, wire=self._asked_wire, keep=self._keep, seed=self._seed)
+
+    @property
+    def fabric(self) -> Fabric:
+        """The running fabric. Raises LabError before `start` and after `stop`."""
+        if self._fabric is None:
+            raise LabError("this lab is not running")
+        return self._fabric
+
+    def now(self) -> int:
+        """CLOCK_MONOTONIC."""
+        return time.monotonic_ns()
+
+    def advance(self, until: int) -> None:
+        """Sleeps."""
+        remaining = until - time.monotonic_ns()
+        if remaining > 0:
+            time.sleep(remaining / 1e9)
+
+    def stop(self) -> None:
+        """Ends the lab and waits until all of it is gone."""
+        if self._fabric is None:
+            return
+        fabric, self._fabric = self._fabric, None
+        try:
+            self._pids = [int(process["pid"]) for process in fabric.processes() if process["pid"] is not None]
+        except LabError:
+            self._pids = []  # the fabric is gone already, and all processes with it
+        fabric.stop()
+        self._directory = fabric.directory
+        self._fabric_pid = fabric.fabric_pid
+        for memory in self._histories.values():
+            memory.close()
+        self._histories.clear()
+
+    def leftovers(self) -> list[str]:
+        """Processes and files of this lab that are still there. Its namespaces and interfaces have no name outside and
+        live as long as its processes."""
+        left = [f"process {pid}" for pid in [*self._pids, getattr(self, "_fabric_pid", 0)] if pid and _is_running(pid)]
+        directory = getattr(self, "_directory", None)
+        if directory is not None and directory.exists():
+            left.append(f"state directory of lab {directory.name}")
+        return left
+
+    # -- faults -------------------------------------------------------------------------------------------------------
+
+    def apply(self, fault: PlannedFault) -> int:
+        """Makes the fault happen."""
+        if fault.by_injector:
+            self.arm([fault])
+            return time.monotonic_ns()
+        return self._doing(fault)[0](fault)
+
+    def clear(self, fault: PlannedFault) -> int:
+        """Undoes it."""
+        if fault.by_injector:
+            return self.fabric.disarm([self._rules[fault.id]])
+        return self._doing(fault)[1](fault)
+
+    def _doing(self, fault: PlannedFault) -> tuple[Callable[[PlannedFault], int], Callable[[PlannedFault], int]]:
+        """How a fault of the catalogue is done and undone."""
+        doings: dict[str, tuple[Callable[[PlannedFault], int], Callable[[PlannedFault], int]]] = {
+            "cable.cut": (
+                lambda f: self.fabric.cut(_target(f)),
+                lambda f: self.fabric.restore(_target(f)),
+            ),
+            "cable.cut_one_end": (
+                lambda f: self.fabric.cut(_target(f), str(f.step.parameters["end"])),
+                lambda f: self.fabric.restore(_target(f), str(f.step.parameters["end"])),
+            ),
+            "cable.blackhole": (
+                lambda f: self.fabric.blackhole(_target(f)),
+                lambda f: self.fabric.unblackhole(_target(f)),
+            ),
+            "cable.blackhole_one_way": (
+                lambda f: self.fabric.blackhole(_target(f), str(f.step.parameters["from"])),
+                lambda f: self.fabric.unblackhole(_target(f), str(f.step.parameters["from"])),
+            ),
+            "host.crash": (lambda f: self.kill_host(_target(f)), lambda f: self.boot_host(_target(f))),
+            "host.pause": (lambda f: self.pause_host(_target(f)), lambda f: self.resume_host(_target(f))),
+            "adapter.die": (
+                lambda f: self.fabric.kill_adapter(*_port(f)),
+                lambda f: self.fabric.start_adapter(*_port(f)),
+            ),
+            "adapter.reset": (self._reset_adapter, lambda f: time.monotonic_ns()),
+        }
+        if fault.kind not in doings:
+            raise LabError(f"the world {self.name} can't do {fault.kind}")
+        return doings[fault.kind]
+
+    def kill_host(self, node: str) -> int:
+        """The host is gone when this returns; gives when it was killed."""
+        return self.fabric.kill_host(node)
+
+    def boot_host(self, node: str) -> int:
+        """Starts the host again."""
+        return self.fabric.start_host(node)
+
+    def pause_host(self, node: str) -> int:
+        """Freezes the host."""
+        return self.fabric.stop_host(node)
+
+    def resume_host(self, node: str) -> int:
+        """Lets it go on."""
+        return self.fabric.continue_host(node)
+
+    def _reset_adapter(self, fault: PlannedFault) -> int:
+        at = self.fabric.kill_adapter(*_port(fault))
+        self.fabric.start_adapter(*_port(fault))
+        return at
+
+    def arm(self, faults: list[PlannedFault]) -> None:
+        """Leads the cables concerned through the injector, with one rule for each fault."""
+        for fault in faults:
+            cables = rule_cables(self._plan, fault)
+            rule = rule_of(self._plan, fault)
+            self._rules[fault.id] = self.fabric.arm(cables, [rule], seed=self._seed)[0]
+
+    def fired(self) -> Mapping[int, Firing]:
+        """Reads the injector's new events."""
+        if not self._rules or self._fabric is None:
+            return self._firings
+        counts, events = self._fabric.fired(self._events_seen)
+        by_rule = {rule: fault for fault, rule in self._rules.items()}
+        for event in events:
+            self._events_seen = max(self._events_seen, int(event["number"]))
+            fault = by_rule.get(int(event["rule"]))
+            if fault is not None:
+                at = int(event["at"])
+                known = self._firings.get(fault)
+                self._firings[fault] = Firing(counts[int(event["rule"])], known.first_at if known else at, at)
+        return self._firings
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def host(self, node: str, request: Mapping[str, object]) -> dict[str, object]:
+        """Asks the host's control socket."""
+        try:
+            return self.fabric.host(node, request, timeout=COUNTERS_TIMEOUT_S)
+        except HostSilent as error:
+            raise HostUnreachable(str(error)) from error
+
+    def history(self, node: str) -> memoryview:
+        """The node's history, mapped."""
+        return self._histories[node].buffer
+
+    def nvram(self, node: str) -> bytes:
+        """The card's file, which its host and adapters have mapped."""
+        path = self.fabric.nvram_path(node)
+        return path.read_bytes() if path.exists() else bytes(self._plan.topology.nodes[node].nvram_bytes)
+
+    def counters(self, node: str) -> dict[str, int]:
+        """As the node's host reads them from its adapters; empty when it doesn't answer."""
+        try:
+            reply = self.host(node, {"op": "status"})
+        except HostUnreachable:
+            return {}
+        return adapter_counters(reply)
+
+    def trace_hash(self) -> str:
+        """Real time has no two equal runs."""
+        return ""
+
+    def details(self) -> Mapping[str, object]:
+        """Wire and timings of the bring-up."""
+        return {"wire": self.fabric.wire, "lab": self.fabric.lab_id, "bring_up_ms": self.fabric.timings}
+
+    def logs(self) -> Mapping[str, Path]:
+        """All log files of the nodes."""
+        if self._fabric is None:
+            return {}
+        root = self._fabric.directory / "nodes"
+        return {str(path.relative_to(root)): path for path in sorted(root.glob("*/*.log"))}
+
+
+def adapter_counters(status: Mapping[str, Any]) -> dict[str, int]:
+    """The counters in a host's status, summed over its adapters."""
+    total: dict[str, int] = {}
+    adapters = status.get("adapters", ())
+    for adapter in adapters.values() if isinstance(adapters, Mapping) else adapters:
+        counters = adapter.get("counters", {}) if isinstance(adapter, Mapping) else {}
+        for name, amount in counters.items():
+            if isinstance(amount, int):
+                total[name] = total.get(name, 0) + amount
+    return total
+
+
+def _target(fault: PlannedFault) -> str:
+    assert fault.step.target is not None
+    return fault.step.target
+
+
+def _port(fault: PlannedFault) -> tuple[str, str]:
+    node, _, adapter = _target(fault).partition(".")
+    return node, adapter
+
+
+def _is_running(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
