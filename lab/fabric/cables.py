@@ -1,7 +1,7 @@
 """Cables and switches in the fabric's network namespace: built, cut, restored, silenced, led through the injector.
 
-A cable is two veth pairs. Each has its outer end where the cable ends (the node's namespace under the adapter's name, or
-a port of the switch's bridge), and its inner end here; the two inner ends are joined by redirects at their ingress:
+A cable is two veth pairs. Each has its outer end where the cable ends (the node's namespace under the adapter's name,
+or a port of the switch's bridge), and its inner end here; the two inner ends are joined by redirects at their ingress:
 
     node a: ic0 ==== ic0-0 >--redirect--> ic0-1 ==== ic0 :node b
                            <--redirect--<
@@ -57,7 +57,8 @@ class _Cable:
 @dataclass(frozen=True, slots=True)
 class InjectorPort:
     """Where the injector meets one end of a cable: what `label` sends can be read at `tap` while that direction is
-    armed, and what is sent on `interface` goes to `label`."""
+    armed, and what is sent on `interface` goes to `label`.
+    """
 
     cable: str
     label: str
@@ -87,7 +88,9 @@ class Cabling:
         ]
         labels: list[Request] = []
         for name, index in bridges.items():
-            requests.append(netlink.bridge(index=index, name=_short(name, f"switch{index - _FIRST_SWITCH}", labels, index)))
+            requests.append(
+                netlink.bridge(index=index, name=_short(name, f"switch{index - _FIRST_SWITCH}", labels, index))
+            )
         for number, cable in enumerate(cables):
             requests += self._new_cable(number, cable, bridges, labels)
         requests.append(netlink.group_up(_GROUP))

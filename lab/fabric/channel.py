@@ -1,7 +1,7 @@
 """Requests and answers between the lab's processes: one JSON object for each packet of a SOCK_SEQPACKET unix socket.
 
-Knows packets and descriptors, not what is asked. Every packet is bounded by MESSAGE_BYTES_MAX; descriptors travel beside
-it. All descriptors received here are close-on-exec.
+Knows packets and descriptors, not what is asked. Every packet is bounded by MESSAGE_BYTES_MAX; descriptors travel
+beside it. All descriptors received here are close-on-exec.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class Channel:
         """Sends one packet. Raises ChannelClosedError; ValueError when it is longer than MESSAGE_BYTES_MAX."""
         data = json.dumps(message, separators=(",", ":")).encode()
         if len(data) > MESSAGE_BYTES_MAX or len(descriptors) > DESCRIPTORS_MAX:
-            raise ValueError(f"packet of {len(data)} bytes, at most {MESSAGE_BYTES_MAX}; {len(descriptors)} descriptors")
+            raise ValueError(
+                f"packet of {len(data)} bytes, at most {MESSAGE_BYTES_MAX}; {len(descriptors)} descriptors"
+            )
         try:
             if descriptors:
                 socket.send_fds(self._socket, [data], list(descriptors), socket.MSG_NOSIGNAL)
@@ -72,7 +74,10 @@ class Channel:
             raise ChannelClosedError(str(error)) from error
 
     def receive(self, timeout: float | None = None) -> tuple[Message, list[int]]:
-        """Waits for one packet, `timeout` seconds at most. Raises ChannelClosedError, ChannelTimeoutError, ValueError (no object)."""
+        """Waits for one packet, `timeout` seconds at most.
+
+        Raises ChannelClosedError, ChannelTimeoutError, ValueError (a packet that is no JSON object).
+        """
         if timeout is not None and not self.readable(timeout):
             raise ChannelTimeoutError(f"no answer within {timeout:g} s")
         try:

@@ -38,11 +38,11 @@ FREE_BYTES_PER_NODE = 8 << 20
 """Room for a node's memory, logs and the beginning of its history, beside its NVRAM."""
 
 
-class FabricGone(LabError):  # noqa: N818 - told to people as it is
+class FabricGone(LabError):
     """The fabric process has ended: killed, or taken down by `lab down`."""
 
 
-class HostSilent(LabError):  # noqa: N818
+class HostSilent(LabError):
     """A host's control socket doesn't answer: the host is down, stopped or not yet up."""
 
 
@@ -235,7 +235,8 @@ class Fabric:
 
     def processes(self) -> list[dict[str, Any]]:
         """Adapters, hosts and the injector, running or ended: key, node, name, kind, running, status, and `pid` as this
-        process sees it (None for one that has ended; `inner_pid` is the lab's own number)."""
+        process sees it (None for one that has ended; `inner_pid` is the lab's own number).
+        """
         pids = self._outer_pids()
         found: list[dict[str, Any]] = []
         for process in self._ask({"op": "processes"})["processes"]:
@@ -248,7 +249,7 @@ class Fabric:
         return list(self._ask({"op": "exits"})["exits"])
 
     def namespaces(self, node: str) -> tuple[list[str], list[int]]:
-        """Kinds and descriptors of the namespaces of a node, or of "fabric", in the order of joining them; yours to close."""
+        """Kinds and descriptors of the namespaces of a node or of "fabric", in the order of joining; yours to close."""
         self._channel.send({"op": "namespaces", "node": node})
         answer, descriptors = self._receive()
         kinds: Any = answer["kinds"]
@@ -317,7 +318,7 @@ class Fabric:
 
 
 def resolve_wire(wire: str) -> str:
-    """"xdp" or "packet": what "auto" means on this machine. Raises MachineError for "xdp" where that is not to be had."""
+    """What "auto" means on this machine, "xdp" or "packet". Raises MachineError for "xdp" where that can't be had."""
     if wire == "packet":
         return "packet"
     problem = xdp_problem()
@@ -345,7 +346,14 @@ def xdp_problem() -> str | None:
 
 
 def _specification(
-    plan: Plan, claim: registry.Claim, chosen: str, wire: str, keep: bool, seed: int, given: dict[str, int], adapters: bool
+    plan: Plan,
+    claim: registry.Claim,
+    chosen: str,
+    wire: str,
+    keep: bool,
+    seed: int,
+    given: dict[str, int],
+    adapters: bool,
 ) -> dict[str, Any]:
     """What the fabric process is told, and the directories and host configurations that it refers to."""
     from lab.plan import INTERFACE_MTU, node_directory

@@ -1,7 +1,7 @@
 """Namespaces by system call: what makes a lab private, and what lets it run without root.
 
-Knows the kernel's namespaces and their few settings; nothing of labs. unshare and setns act on the calling thread, so the
-processes that use this have one thread.
+Knows the kernel's namespaces and their few settings; nothing of labs. unshare and setns act on the calling thread, so
+the processes that use this have one thread.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 from contextlib import suppress
+from pathlib import Path
 
 from lab.errors import MachineError
 
@@ -54,7 +55,7 @@ def setns(descriptor: int, kind: int) -> None:
 
 
 def mount(source: str, target: str, kind: str | None, flags: int) -> None:
-    """mount(2). Raises OSError."""
+    """Mounts `source` on `target`, as the system call does. Raises OSError."""
     name = None if kind is None else kind.encode()
     _check(_libc.mount(source.encode(), target.encode(), name, flags, None), f"mount {kind or 'flags'} on {target}")
 
@@ -66,12 +67,10 @@ def die_with_parent(signal_number: int) -> None:
 
 def may_make_namespaces() -> bool:
     """Whether this process has CAP_SYS_ADMIN and CAP_NET_ADMIN: root in a container often has neither."""
-    with open("/proc/self/status", encoding="ascii") as status:
-        for line in status:
-            if line.startswith("CapEff:"):
-                effective = int(line.split()[1], 16)
-                needed = 1 << _CAP_NET_ADMIN | 1 << _CAP_SYS_ADMIN
-                return effective & needed == needed
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("CapEff:"):
+            needed = 1 << _CAP_NET_ADMIN | 1 << _CAP_SYS_ADMIN
+            return int(line.split()[1], 16) & needed == needed
     return False
 
 
@@ -90,8 +89,8 @@ def enter_user_namespace() -> None:
     except OSError as error:
         raise MachineError(
             f"namespaces: this process is not root, and a user namespace was refused ({error.strerror})",
-            "run as root, or allow user namespaces: sysctl user.max_user_namespaces above 0; on some distributions also "
-            "kernel.unprivileged_userns_clone=1 or kernel.apparmor_restrict_unprivileged_userns=0",
+            "run as root, or allow user namespaces: sysctl user.max_user_namespaces above 0; on some distributions "
+            "also kernel.unprivileged_userns_clone=1 or kernel.apparmor_restrict_unprivileged_userns=0",
         ) from error
 
 
@@ -108,7 +107,7 @@ def make_private(pid_namespace: bool = True) -> None:
 
 
 def mount_proc() -> bool:
-    """Mounts the pid namespace's own /proc; False where a container's masks forbid it (then `ps` shows the outer one)."""
+    """Mounts the pid namespace's own /proc; False where a container's masks forbid it (`ps` shows the outer one)."""
     try:
         mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
     except OSError:
@@ -140,7 +139,8 @@ def new_network_namespace() -> int:
 def prepare_network() -> None:
     """IPv6 and forwarding off, loopback up, in the network namespace of the calling thread.
 
-    An interface that appears later sends nothing by itself then (no router solicitation, no duplicate address detection).
+    An interface that appears later sends nothing by itself then: no router solicitation, no duplicate address
+    detection.
     """
     for name, value in _NETWORK_SETTINGS:
         with suppress(FileNotFoundError):  # a kernel without IPv6

@@ -4,8 +4,8 @@ pyroute2's encoder takes 150-180 us for a veth, longer than the kernel takes to 
 marks in the place of figures, and each real message is that template with its figures written over the marks. Knows
 messages and acknowledgements; cables.py knows what they build.
 
-Measured on kernel 6.18: a veth's *peer* can't be born up (ENOTCONN: its peer is not linked yet), its main end can. So the
-main end is born up wherever it belongs, and the peers, all born in one interface group, come up by one message.
+Measured on kernel 6.18: a veth's *peer* can't be born up (ENOTCONN: its peer is not linked yet), its main end can. So
+the main end is born up wherever it belongs, and the peers, all born in one interface group, come up by one message.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _u32_mark(number: int) -> tuple[bytes, struct.Struct]:
 
 
 def _encode(
-    message: Any, kind: int, header_flags: int, attributes: list[list[Any]], /, **fields: int
+    message: ifinfmsg | tcmsg, kind: int, header_flags: int, attributes: list[list[Any]], /, **fields: int
 ) -> bytes:
     for name, value in fields.items():
         message[name] = value
@@ -116,14 +116,21 @@ _MARK_MAC = "5e:af:00:00:00:99"
 _MARK_MAC_BYTES = bytes.fromhex("5eaf00000099")
 
 
-def _veth_template(main_attributes: list[list[Any]], main_marks: Mapping[str, tuple[bytes, struct.Struct]]) -> _Template:
+def _veth_template(
+    main_attributes: list[list[Any]], main_marks: Mapping[str, tuple[bytes, struct.Struct]]
+) -> _Template:
     """A veth pair, main end up, peer down in a group of the sender's namespace."""
     peer = {
         "index": _mark(3),
         "attrs": [["IFLA_IFNAME", _mark_name(4)], ["IFLA_MTU", _mark(5)], ["IFLA_GROUP", _mark(6)]],
     }
     data = {"attrs": [["IFLA_INFO_KIND", "veth"], ["IFLA_INFO_DATA", {"attrs": [["VETH_INFO_PEER", peer]]}]]}
-    attributes = [["IFLA_IFNAME", _mark_name(1)], ["IFLA_MTU", _mark(2)], *main_attributes, ["IFLA_LINKINFO", data]]
+    attributes: list[list[Any]] = [
+        ["IFLA_IFNAME", _mark_name(1)],
+        ["IFLA_MTU", _mark(2)],
+        *main_attributes,
+        ["IFLA_LINKINFO", data],
+    ]
     encoded = _link(_RTM_NEWLINK, _CREATE, attributes, index=_mark(9), flags=_IFF_UP, change=_IFF_UP)
     marks = {
         "name": _name_mark(1), "mtu": _u32_mark(2), "peer_index": _u32_mark(3), "peer_name": _name_mark(4),
@@ -135,9 +142,7 @@ def _veth_template(main_attributes: list[list[Any]], main_marks: Mapping[str, tu
 def _filter_template() -> _Template:
     """A u32 filter at clsact ingress that matches every frame and redirects it to the egress of another interface."""
     parms = {"action": _TC_ACT_STOLEN, "eaction": _EGRESS_REDIRECT, "ifindex": _mark(3)}
-    action = {
-        "attrs": [["TCA_ACT_KIND", "mirred"], ["TCA_ACT_OPTIONS", {"attrs": [["TCA_MIRRED_PARMS", parms]]}]]
-    }
+    action = {"attrs": [["TCA_ACT_KIND", "mirred"], ["TCA_ACT_OPTIONS", {"attrs": [["TCA_MIRRED_PARMS", parms]]}]]}
     selector = {"keys": ["0x0/0x0+0"], "flags": 1}
     options = {"attrs": [["TCA_U32_SEL", selector], ["TCA_U32_ACT", {"attrs": [["TCA_ACT_PRIO_1", action]]}]]}
     encoded = _encode(
@@ -223,7 +228,7 @@ def check_name(name: str) -> bytes:
 def node_veth(
     *, index: int, name: str, mac: bytes, mtu: int, namespace: int, peer_index: int, peer_name: str, group: int
 ) -> Request:
-    """A veth: main end `name` born up in the namespace behind the descriptor `namespace`, its peer here, down, in `group`.
+    """A veth: main end `name` born up in the namespace behind the descriptor `namespace`, its peer here, down.
 
     The kernel heeds `peer_index` only because `index` is given, too.
     """
@@ -255,7 +260,7 @@ def plain_veth(*, index: int, name: str, mtu: int, peer_index: int, peer_name: s
 
 
 def bridge(*, index: int, name: str) -> Request:
-    """A bridge, up: no spanning tree, no forward delay, no multicast snooping, so that it forwards from the first frame."""
+    """A bridge, up: no spanning tree, no forward delay, no multicast snooping; it forwards from the first frame."""
     return Request(_BRIDGE.fill(index=index, name=check_name(name)), f"make switch {name}")
 
 
@@ -280,7 +285,7 @@ def clsact(index: int) -> Request:
 
 
 def redirect(index: int, target: int, priority: int) -> Request:
-    """All frames that arrive at `index` leave by `target`, unless a filter of a lower priority number takes them first."""
+    """All frames that arrive at `index` leave by `target`, unless a redirect of a lower number takes them first."""
     return Request(
         _REDIRECT.fill(index=index, target=target, info=priority << 16 | _ETH_P_ALL),
         f"redirect interface {index} to {target} (priority {priority})",
@@ -318,7 +323,8 @@ class Netlink:
 
     def apply(self, requests: Sequence[Request]) -> None:
         """Sends all in order, in as few packets as fit, and checks each. Raises NetlinkError for the first refused one
-        (those after it in the same packet may have been applied)."""
+        (those after it in the same packet may have been applied).
+        """
         for batch in _batches(requests):
             self._apply_batch(batch)
 
@@ -354,7 +360,7 @@ class Netlink:
                 offset += (length + 3) & ~3
 
     def redirected_frames(self, index: int, priority: int) -> int:
-        """How many frames the redirect of `priority` on interface `index` has taken so far; 0 without such a redirect."""
+        """How many frames the redirect of `priority` on interface `index` has taken so far; 0 where there is none."""
         self._sequence += 1
         data = bytearray(
             _encode(tcmsg(), _RTM_GETTFILTER, _NLM_F_DUMP, [], index=index, parent=_INGRESS_PARENT, info=0, handle=0)
@@ -376,7 +382,7 @@ class Netlink:
                 offset += (length + 3) & ~3
 
 
-def _action_frames(message: Any) -> int:
+def _action_frames(message: tcmsg) -> int:
     """Frames that the first action of a filter has handled."""
     options = message.get_attr("TCA_OPTIONS")
     actions = options.get_attr("TCA_U32_ACT") if options is not None else None

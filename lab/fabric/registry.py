@@ -64,10 +64,10 @@ def state_roots() -> list[Path]:
     places: list[tuple[Path, Path]] = []  # the file system that has to hold it, the directory
     if runtime is not None:
         places.append((runtime, runtime / "ccm-lab"))
-    places.append((Path("/dev/shm"), Path(f"/dev/shm/ccm-lab-{uid}")))  # noqa: S108 - made private below
+    places.append((Path("/dev/shm"), Path(f"/dev/shm/ccm-lab-{uid}")))
     in_memory = [root for base, root in places if _in_memory(base)]
     # Mapped files on a disk wait for its write-back now and then; still better than no lab.
-    return [*in_memory, Path(f"/tmp/ccm-lab-{uid}")]  # noqa: S108
+    return [*in_memory, Path(f"/tmp/ccm-lab-{uid}")]
 
 
 def claim(name: str | None, topology: str) -> Claim:
@@ -86,7 +86,9 @@ def claim(name: str | None, topology: str) -> Claim:
             directory = root / lab_id
             if directory.exists() and name is not None:
                 if _locked(directory):
-                    raise InputError(None, None, None, f'lab "{name}" is up already (`lab down {name}`, or --name OTHER)')
+                    raise InputError(
+                        None, None, None, f'lab "{name}" is up already (`lab down {name}`, or --name OTHER)'
+                    )
                 shutil.rmtree(directory)
             with suppress(FileExistsError):
                 directory.mkdir(mode=0o700)
@@ -202,7 +204,9 @@ def _make_root() -> Path:
         if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022:
             return root
         problems.append(f"{root}: not a private directory of this user")
-    raise MachineError(f"no place for the lab's state ({'; '.join(problems)})", "make one of these writable for this user")
+    raise MachineError(
+        f"no place for the lab's state ({'; '.join(problems)})", "make one of these writable for this user"
+    )
 
 
 def _runtime_directory(uid: int) -> Path | None:

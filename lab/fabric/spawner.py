@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import json
 import os
 import select
 import signal
@@ -94,7 +95,7 @@ class Spawner:
         return {"pid": pid, "at": time.monotonic_ns()}
 
     def _signal(self, key: str, number: int) -> Message:
-        """Signals a process. SIGKILL is answered when it is gone and reaped: what was mapped is in nobody's hands then."""
+        """Signals a process. SIGKILL is answered when it is gone and reaped: nobody holds its mappings then."""
         for child in list(self._children.values()):
             if child.key == key:
                 at = time.monotonic_ns()
@@ -183,7 +184,6 @@ def _redirect_output(log: str) -> None:
     os.close(descriptor)
 
 
-def _read_config(path: str) -> Any:
-    import json
-
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def _read_config(path: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return config
