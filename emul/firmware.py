@@ -131,6 +131,7 @@ class Firmware:
         open_qp: Callable[[FirmwareLink], int],
         close_qp: Callable[[int], None],
         fresh_pd: Callable[[], int],
+        forget: Callable[[int], None],
     ) -> None:
         self._identity = identity
         self._node = node_memory
@@ -139,6 +140,7 @@ class Firmware:
         self._open_qp = open_qp
         self._close_qp = close_qp
         self._fresh_pd = fresh_pd
+        self._forget = forget
         self._links: dict[int, FirmwareLink] = {}
         self._pending: list[_PendingFence] = []
         self.events: list[AsyncEvent] = []
@@ -182,6 +184,7 @@ class Firmware:
         for other in list(self._links.values()):
             same = (other.partner_id, other.path) == (link.partner_id, link.path)
             if other is not link and same and other.proven:
+                self._forget(other.number)
                 self.on_ended(other.number)
         link.proven = True
         return True

@@ -31,7 +31,7 @@ class Route:
 class Neighbours:
     """All routes of an adapter."""
 
-    __slots__ = ("_address", "_mac", "_routes", "out")
+    __slots__ = ("_address", "_mac", "_routes", "_unresolved", "out")
 
     def __init__(self, *, mac: bytes, address: bytes) -> None:
         self._mac = mac

@@ -17,7 +17,7 @@ from emul.neighbours import Route
 from emul.queues import ReceiveEntry, SendEntry
 from emul.regions import RegionTable
 from emul.requester import Requester
-from emul.responder import REQUEST_OPCODES, Responder
+from emul.responder import MESSAGE_BYTES_MAX, REQUEST_OPCODES, Responder
 from emul.vocabulary import QPAttr, QPState, QPType, SendFlags, WCFlags, WCOpcode, WCStatus, WROpcode
 from emul.window import SendWindow, SendWqe
 from emul.wire.frame import Flow
@@ -85,7 +85,7 @@ class QueuePair:
 
     __slots__ = (
         "_completer", "_fence_epoch", "_flow", "_receive_sink", "_regions", "_requester", "_responder", "_send_sink",
-        "_signal_all", "_window", "_work", "attr", "broken_by", "number", "overrun", "pd", "route",
+        "_signal_all", "_window", "_work", "attr", "broken_by", "fatal_told", "number", "overrun", "pd", "route",
     )  # fmt: skip
 
     def __init__(
@@ -117,6 +117,8 @@ class QueuePair:
         self._responder: Responder | None = None
         self.broken_by: WCStatus | None = None
         """The status that brought it to ERR by itself."""
+        self.fatal_told = False
+        """The host has got its QP_FATAL event."""
         self.overrun = False
         """A completion found no room: the completion queue is lost, and this queue pair with it."""
 
@@ -150,6 +152,7 @@ class QueuePair:
         self._window = SendWindow(256, 0)
         self._requester = self._completer = self._responder = None
         self.broken_by = None
+        self.fatal_told = False
 
     def _become_ready_to_receive(self, attr: QPAttr, route: Route | None) -> None:
         own = self.attr
@@ -241,6 +244,8 @@ class QueuePair:
             if piece is None:
                 return self._bad_request(entry, WCStatus.LOC_PROT_ERR)
             pieces.append(piece)
+        if sum(len(piece) for piece in pieces) > MESSAGE_BYTES_MAX:
+            return self._bad_request(entry, WCStatus.LOC_LEN_ERR)
         return SendWqe(entry.wr_id, opcode, entry.flags, entry.imm, entry.remote_addr, entry.rkey, pieces)
 
     @staticmethod

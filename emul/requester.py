@@ -32,6 +32,7 @@ _PLACES: dict[WROpcode, tuple[Opcode, Opcode, Opcode, Opcode]] = {
 }
 _WITH_IMMEDIATE = frozenset({WROpcode.SEND_WITH_IMM, WROpcode.RDMA_WRITE_WITH_IMM})
 _WRITES = frozenset({WROpcode.RDMA_WRITE, WROpcode.RDMA_WRITE_WITH_IMM})
+_ADDRESS_MASK = (1 << 64) - 1
 _ZEROS = (b"", b"\0", b"\0\0", b"\0\0\0")
 
 
@@ -111,7 +112,7 @@ class Requester:
         psn = (wqe.first_psn + wqe.received) & PSN_MASK
         self._count(psn, wqe.last_psn)
         bth = BTH.pack(Opcode.RDMA_READ_REQUEST, 0, P_KEY_FULL, self._destination, psn | ACK_REQUEST)
-        return bth, RETH.pack(wqe.remote_addr + done, wqe.rkey, wqe.length - done)
+        return bth, RETH.pack((wqe.remote_addr + done) & _ADDRESS_MASK, wqe.rkey, wqe.length - done)
 
     def _count(self, psn: int, last_psn: int) -> None:
         window = self._window

@@ -33,7 +33,7 @@ from emul.wire.psn import PSN_MASK, psn_distance
 
 ANSWERS_MAX = 256
 """Answers that wait to be sent; at the bound duplicates go unanswered (the requester asks again)."""
-READ_LENGTH_MAX = 1 << 31
+MESSAGE_BYTES_MAX = 1 << 31
 """Bytes of one message (vol. 1, 9.3.3)."""
 
 _SEND, _WRITE = 0, 1
@@ -198,7 +198,7 @@ class Responder:
             return Syndrome.NAK_INVALID_REQUEST, body
         addr, rkey, length = RETH.unpack_from(body)
         body = body[RETH_BYTES:]
-        if not self._access & AccessFlags.REMOTE_WRITE or length > READ_LENGTH_MAX:
+        if not self._access & AccessFlags.REMOTE_WRITE or length > MESSAGE_BYTES_MAX:
             return Syndrome.NAK_INVALID_REQUEST, body
         self._region = None
         self._cursor = memoryview(b"")
@@ -300,7 +300,7 @@ class Responder:
         addr, rkey, length = RETH.unpack_from(body)
         if length == 0:
             return memoryview(b"")
-        if length > READ_LENGTH_MAX:
+        if length > MESSAGE_BYTES_MAX:
             return None
         region = self._regions.remote(rkey, addr, length, self._pd, AccessFlags.REMOTE_READ)
         return None if region is None else region.slice(addr, length)

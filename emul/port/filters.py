@@ -106,6 +106,8 @@ _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30
 _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x15, 0x45, 0x06
 _CLASSIC = struct.Struct("=HBBI")
 _WHOLE_FRAME = 0xFFFF_FFFF
+_VLAN_TAG_PRESENT = 0xFFFF_F000 + 48
+"""SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT: a packet socket sees a tagged frame with its tag taken out."""
 
 _Step = tuple[int, int, str, str]
 """Code, operand, label where it holds, label where not ("" is the next instruction)."""
@@ -115,6 +117,8 @@ def classic_filter(address: str | None) -> bytes:
     """The same choice as an array of struct sock_filter, for SO_ATTACH_FILTER on a packet socket."""
     target = None if address is None else int(ipaddress.IPv4Address(address))
     steps: list[tuple[str, _Step]] = [
+        ("", (_LOAD_WORD, _VLAN_TAG_PRESENT, "", "")),
+        ("", (_JUMP_EQUAL, 0, "", "leave")),
         ("", (_LOAD_HALF, _ETHERTYPE, "", "")),
         ("", (_JUMP_EQUAL, ETHERTYPE_ARP, "arp", "")),
         ("", (_JUMP_EQUAL, ETHERTYPE_IPV4, "", "leave")),

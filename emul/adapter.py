@@ -1,0 +1,507 @@
+"""The interconnect adapter: frames in, frames out, doorbells and time, without any I/O (H1).
+
+Takes a frame apart as far as its queue pair, hands it there, and collects what all queue pairs, the connection machine and
+the neighbours want to send. Pulled by whoever drives it: the adapter process on a real port, the simulator, a test.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from errno import EINVAL
+
+from emul.clock import Instant, earliest
+from emul.cm_machine import ConnectionMachine
+from emul.errors import RDMAError
+from emul.firmware import FIRMWARE_ACCESS, Firmware, FirmwareLink, Identity
+from emul.host_context import HostContext, Reply, Request
+from emul.memory import Memory
+from emul.neighbours import Neighbours, Route
+from emul.node_memory import NodeMemory
+from emul.qp import QueuePair
+from emul.regions import RegionTable
+from emul.vocabulary import MTU, AsyncEvent, EventType, QPAttr, QPState
+from emul.wire.frame import (
+    ETHERTYPE_ARP,
+    ETHERTYPE_IPV4,
+    HEADERS_PER_PACKET_MAX,
+    PAYLOAD_OFFSET,
+    TRANSPORT_OFFSET,
+    Accepted,
+    Arp,
+    Envelopes,
+    Flow,
+    icrc_matches,
+)
+from emul.wire.headers import (
+    ACK_REQUEST,
+    BTH,
+    DETH,
+    DETH_BYTES,
+    ICRC_BYTES,
+    P_KEY_FULL,
+    P_KEY_LIMITED,
+    PAD_SHIFT,
+    Opcode,
+)
+from emul.wire.mad import CM_Q_KEY, parse_mad
+
+FRAMES_PER_PULL_MAX = 64
+"""Frames that one call of `poll_transmit` gives at the most."""
+QP_FRAMES_PER_TURN = 16
+"""Frames that one queue pair sends before the next one gets its turn."""
+DOORBELLS_PER_TURN_MAX = 256
+_CM_QPN = 1
+_QPN_FIRST = 0x11
+_MULTICAST_BIT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PortFacts:
+    """What the adapter is told of its port."""
+
+    mac: bytes
+    address: bytes
+    """Four bytes of IPv4."""
+    mtu: int
+    """Largest IP packet in bytes."""
+
+
+def path_mtu_for(interface_mtu: int) -> MTU:
+    """The largest path MTU whose full packets fit an interface MTU (1500 gives 1024, 4200 gives 4096)."""
+    fitting = [mtu for mtu in MTU if mtu.size + HEADERS_PER_PACKET_MAX <= interface_mtu]
+    if not fitting:
+        raise RDMAError(EINVAL, f"interface MTU {interface_mtu} is too small for a path MTU of 256")
+    return fitting[-1]
+
+
+class Adapter:
+    """One interconnect card with one port."""
+
+    def __init__(
+        self,
+        *,
+        port: PortFacts,
+        identity: Identity,
+        node_memory: NodeMemory,
+        rng: random.Random,
+        wake_host: Callable[[], None],
+        allocate: Callable[[int, str], Memory] = lambda length, name: Memory.plain(length),
+        release: Callable[[Memory], None] = lambda memory: None,
+    ) -> None:
+        self._port = port
+        self._node = node_memory
+        self._rng = rng
+        self._allocate = allocate
+        self._release = release
+        self._wake_host = wake_host
+        self._counters: Counter[str] = Counter()
+        self._carrier = True
+        self._active_mtu = path_mtu_for(port.mtu)
+        self._envelopes = Envelopes(port.address)
+        self._neighbours = Neighbours(mac=port.mac, address=port.address)
+        self._qps: dict[int, QueuePair] = {}
+        self._links: dict[int, FirmwareLink] = {}
+        self._active: deque[QueuePair] = deque()
+        self._is_active: set[int] = set()
+        self._timers: list[tuple[Instant, int]] = []
+        self._timer_at: dict[int, Instant] = {}
+        self._out: deque[bytes] = deque()
+        self._waiting_mads: list[tuple[Route, bytes]] = []
+        self._next_qpn = _QPN_FIRST + rng.randrange(1 << 16)
+        self._next_pd = 1
+        self.regions = RegionTable(rng)
+        self._firmware = Firmware(
+            identity=identity,
+            node_memory=node_memory,
+            regions=self.regions,
+            rng=rng,
+            open_qp=self._open_firmware_qp,
+            close_qp=self._close_firmware_qp,
+            fresh_pd=self.fresh_pd,
+            forget=lambda number: self.cm.forget(number),
+        )
+        self.cm = ConnectionMachine(address=port.address, rng=rng, acceptor=self._firmware, control=self)
+        self.host: HostContext | None = None
+
+    # -- in -----------------------------------------------------------------------------------------------------------
+
+    def on_frame(self, frame: bytes, *, now: Instant) -> None:
+        """One frame from the cable. Whatever it is, it is handled or counted; it never raises."""
+        ethertype = frame[12] << 8 | frame[13] if len(frame) > 14 else 0
+        if ethertype == ETHERTYPE_IPV4:
+            accepted = self._envelopes.accept(frame)
+            if isinstance(accepted, str):
+                self._counters[accepted] += 1
+            elif not icrc_matches(frame, accepted):
+                self._counters["rx_icrc_error"] += 1
+            else:
+                self._on_packet(frame, accepted, now)
+        elif ethertype == ETHERTYPE_ARP:
+            self._on_arp(frame)
+        else:
+            self._counters["rx_not_roce" if len(frame) > 14 else "rx_truncated"] += 1
+
+    def _on_packet(self, frame: bytes, accepted: Accepted, now: Instant) -> None:
+        opcode, flags, p_key, destination, psn = BTH.unpack_from(frame, TRANSPORT_OFFSET)
+        if flags & 0x0F or p_key not in (P_KEY_FULL, P_KEY_LIMITED):
+            self._counters["rx_bad_header"] += 1
+            return
+        qpn = destination & 0xFFFFFF
+        end = accepted.length - ICRC_BYTES - (flags >> PAD_SHIFT & 3)
+        if end < PAYLOAD_OFFSET:
+            self._counters["rx_truncated"] += 1
+            return
+        body = memoryview(frame)[PAYLOAD_OFFSET:end]
+        if qpn == _CM_QPN:
+            self._on_mad(opcode, body, accepted.source, now)
+            return
+        qp = self._qps.get(qpn)
+        if qp is None or qp.route is None or qp.route.address != accepted.source:
+            self._counters["rx_no_qp" if qp is None else "rx_wrong_source"] += 1
+            return
+        self._counters["rcvd_pkts"] += 1
+        if not qp.on_packet(opcode, psn & 0xFFFFFF, bool(psn & ACK_REQUEST), body, now=now):
+            self._counters["rx_unexpected"] += 1
+            return
+        self._after(qp)
+
+    def _after(self, qp: QueuePair) -> None:
+        """What a queue pair may have brought about: something to send, a message for the firmware, written regions."""
+        for watcher in qp.take_written():
+            if self.host is not None:
+                self.host.tell(AsyncEvent(EventType.EXCHANGE_WRITTEN, watcher))
+        link = self._links.get(qp.number)
+        if link is not None and link.arrived:
+            self._firmware.on_messages(link)
+            self._after_firmware()
+        if qp.overrun:
+            self._lose_completion_queue(qp)
+        if qp.state is QPState.ERR and not qp.fatal_told:
+            qp.fatal_told = True
+            if self.host is not None and qp.number in self.host.qps:
+                self.host.tell(AsyncEvent(EventType.QP_FATAL, qp.number))
+        self._activate(qp)
+
+    def _on_arp(self, frame: bytes) -> None:
+        arp = Arp.parse(frame)
+        if arp is None or arp.sender_mac[0] & _MULTICAST_BIT:
+            self._counters["rx_bad_arp"] += 1
+            return
+        changed = self._neighbours.on_arp(arp)
+        self._out.extend(self._neighbours.out)
+        self._neighbours.out.clear()
+        if changed is not None:
+            for qp in self._qps.values():
+                if qp.route is changed:
+                    qp.forget_flow()
+                    self._activate(qp)
+            self._send_mads()
+
+    def _on_mad(self, opcode: int, body: memoryview, source: bytes, now: Instant) -> None:
+        if opcode != Opcode.UD_SEND_ONLY or len(body) < DETH_BYTES or DETH.unpack_from(body)[0] != CM_Q_KEY:
+            self._counters["rx_bad_mad"] += 1
+            return
+        parsed = parse_mad(bytes(body[DETH_BYTES:]))
+        if parsed is None:
+            self._counters["rx_bad_mad"] += 1
+            return
+        self.cm.on_message(*parsed, source, now=now)
+        self._after_cm(now)
+
+    def on_doorbell(self, *, now: Instant) -> bool:
+        """Takes what the host has posted; False when no doorbell had been rung."""
+        host = self.host
+        if host is None:
+            return False
+        rang = False
+        for _ in range(DOORBELLS_PER_TURN_MAX):
+            number = host.doorbells.take()
+            if number is None:
+                break
+            rang = True
+            if number == -1:
+                self.look_at_all_queues()
+                continue
+            qp = host.qps.get(number)
+            if qp is not None:
+                qp.take_work()
+                self._after(qp)
+        return rang
+
+    def look_at_all_queues(self) -> None:
+        """Takes posted work without a doorbell: after an overrun of the ring, and now and then in case one was lost."""
+        if self.host is not None:
+            for qp in list(self.host.qps.values()):
+                qp.take_work()
+                self._after(qp)
+
+    def on_carrier(self, up: bool) -> None:
+        """The port's carrier, as read: a change is an asynchronous event for the host."""
+        if up is self._carrier:
+            return
+        self._carrier = up
+        self._counters["link_downed" if not up else "link_upped"] += 1
+        if self.host is not None:
+            self.host.tell(AsyncEvent(EventType.PORT_ACTIVE if up else EventType.PORT_ERR, 1))
+
+    # -- out ----------------------------------------------------------------------------------------------------------
+
+    def poll_transmit(self, frames_max: int = FRAMES_PER_PULL_MAX, *, now: Instant) -> list[bytes]:
+        """The next frames to be sent, at most `frames_max`; queue pairs take turns."""
+        frames: list[bytes] = []
+        while self._out and len(frames) < frames_max:
+            frames.append(self._out.popleft())
+        active = self._active
+        while active and len(frames) < frames_max:
+            qp = active.popleft()
+            for _ in range(min(QP_FRAMES_PER_TURN, frames_max - len(frames))):
+                if not qp.can_send():
+                    break
+                frames.append(qp.next_frame(self._flow, now=now))
+            if qp.can_send():
+                active.append(qp)
+            else:
+                self._is_active.discard(qp.number)
+            self._watch_time(qp)
+        self._counters["sent_pkts"] += len(frames)
+        return frames
+
+    def _activate(self, qp: QueuePair) -> None:
+        if qp.number not in self._is_active and qp.can_send():
+            self._is_active.add(qp.number)
+            self._active.append(qp)
+        self._watch_time(qp)
+
+    def _flow(self, qp: QueuePair) -> Flow:
+        assert qp.route is not None and qp.route.mac is not None
+        return self._flow_to(qp.route, 0xC000 | (qp.number ^ qp.number >> 14) & 0x3FFF)
+
+    def _flow_to(self, route: Route, source_port: int) -> Flow:
+        assert route.mac is not None
+        return Flow(
+            source_mac=self._port.mac,
+            target_mac=route.mac,
+            source=self._port.address,
+            target=route.address,
+            source_port=source_port,
+        )
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def next_deadline(self, *, now: Instant) -> Instant | None:
+        """When `on_time` is due; it may turn out to have nothing to do."""
+        timer = self._timers[0][0] if self._timers else None
+        return earliest(timer, self.cm.deadline(), self._neighbours.deadline(), self._firmware.deadline(now))
+
+    def on_time(self, *, now: Instant) -> None:
+        """Everything whose time has come."""
+        while self._timers and self._timers[0][0] <= now:
+            at, number = heapq.heappop(self._timers)
+            if self._timer_at.get(number) != at:
+                continue
+            del self._timer_at[number]
+            qp = self._qps.get(number)
+            if qp is not None:
+                qp.on_time(now=now)
+                self._after(qp)
+        self.cm.on_time(now=now)
+        self._after_cm(now)
+        self._neighbours.on_time(now=now)
+        self._out.extend(self._neighbours.out)
+        self._neighbours.out.clear()
+        self._firmware.poll()
+        self._after_firmware()
+
+    def _watch_time(self, qp: QueuePair) -> None:
+        # One timer for each queue pair, set for the earliest moment that was ever asked for: most deadlines are moved
+        # into the future by the next acknowledgement, and are looked at again only when the old moment comes.
+        deadline = qp.deadline()
+        if deadline is None:
+            return
+        known = self._timer_at.get(qp.number)
+        if known is None or deadline < known:
+            self._timer_at[qp.number] = deadline
+            heapq.heappush(self._timers, (deadline, qp.number))
+
+    # -- the host -----------------------------------------------------------------------------------------------------
+
+    def attach(self, incarnation: int) -> HostContext:
+        """A host opens the adapter: what another incarnation owned is destroyed, the same one gets a fresh context too."""
+        if self.host is not None:
+            self.host.destroy()
+        self.host = HostContext(
+            self, allocate=self._allocate, release=self._release, wake=self._wake_host, incarnation=incarnation
+        )
+        return self.host
+
+    def execute(self, request: Request, memories: list[Memory], *, now: Instant) -> tuple[Reply, list[Memory]]:
+        """One slow verb of the host."""
+        if self.host is None:
+            return {"errno": EINVAL, "message": "no host is attached"}, []
+        answer = self.host.execute(request, memories, now=now)
+        self._after_cm(now)
+        number = request.get("qp_num")
+        qp = self._qps.get(number) if isinstance(number, int) else None
+        if qp is not None:
+            qp.take_work()
+            self._activate(qp)
+        return answer
+
+    def counters(self) -> dict[str, int]:
+        """Counters of the adapter, of its queue pairs together, and of its firmware."""
+        total = Counter(self._counters)
+        for qp in self._qps.values():
+            total.update(qp.counters())
+        total["firmware_refused"] = self._firmware.refused
+        total["firmware_links"] = self._firmware.links()
+        return dict(total)
+
+    def port_state(self) -> dict[str, object]:
+        """Services."""
+        return {"state": "ACTIVE" if self._carrier else "DOWN", "active_mtu": int(self._active_mtu)}
+
+    def fresh_pd(self) -> int:
+        """Services."""
+        number, self._next_pd = self._next_pd, self._next_pd + 1
+        return number
+
+    def fresh_qpn(self) -> int:
+        """Services."""
+        while True:
+            self._next_qpn = self._next_qpn + 1 if self._next_qpn < 0xFFFFFE else _QPN_FIRST
+            if self._next_qpn not in self._qps:
+                return self._next_qpn
+
+    def fence_epoch(self, slot: int) -> int:
+        """Services."""
+        return self._node.fence_epoch(slot)
+
+    def add_qp(self, qp: QueuePair) -> None:
+        """Services."""
+        self._qps[qp.number] = qp
+
+    def remove_qp(self, number: int) -> None:
+        """Services."""
+        qp = self._qps.pop(number, None)
+        if qp is None:
+            return
+        self._counters.update(qp.counters())
+        self._timer_at.pop(number, None)
+        if number in self._is_active:
+            self._is_active.discard(number)
+            self._active.remove(qp)
+
+    def modify_qp(self, qp: QueuePair, attr: QPAttr, address: bytes | None, *, now: Instant) -> None:
+        """Services."""
+        if attr.qp_state is QPState.RTR and attr.path_mtu > self._active_mtu:
+            raise RDMAError(EINVAL, f"path MTU {attr.path_mtu.size} does not fit the port's {self._active_mtu.size}")
+        route = None if address is None else self._neighbours.route(address, now=now)
+        self._out.extend(self._neighbours.out)
+        self._neighbours.out.clear()
+        if attr.qp_state is QPState.ERR:
+            qp.fail(None)
+        else:
+            qp.modify(attr, route)
+        self._activate(qp)
+
+    # -- QpControl of the connection machine --------------------------------------------------------------------------
+
+    def ready_to_receive(self, qpn: int, attr: QPAttr, address: bytes, *, now: Instant) -> bool:
+        """QpControl."""
+        attr.path_mtu = min(attr.path_mtu, self._active_mtu)
+        return self._move(qpn, attr, QPState.RTR, address, now)
+
+    def ready_to_send(self, qpn: int, attr: QPAttr, *, now: Instant) -> bool:
+        """QpControl."""
+        return self._move(qpn, attr, QPState.RTS, None, now)
+
+    def broken(self, qpn: int, *, now: Instant) -> None:
+        """QpControl."""
+        qp = self._qps.get(qpn)
+        if qp is not None:
+            qp.fail(None)
+            self._after(qp)
+
+    def _move(self, qpn: int, attr: QPAttr, state: QPState, address: bytes | None, now: Instant) -> bool:
+        qp = self._qps.get(qpn)
+        if qp is None:
+            return False
+        attr.qp_state = state
+        try:
+            self.modify_qp(qp, attr, address, now=now)
+        except RDMAError:
+            return False
+        return True
+
+    # -- helpers ------------------------------------------------------------------------------------------------------
+
+    def _after_cm(self, now: Instant) -> None:
+        for address, mad in self.cm.out:
+            try:
+                route = self._neighbours.route(address, now=now)
+            except ValueError:  # strangers' addresses fill the table: they get no answer
+                self._counters["tx_no_route"] += 1
+                continue
+            bth = BTH.pack(Opcode.UD_SEND_ONLY, 0, P_KEY_FULL, _CM_QPN, self._rng.randrange(1 << 24))
+            self._waiting_mads.append((route, bth + DETH.pack(CM_Q_KEY, _CM_QPN) + mad))
+        self.cm.out.clear()
+        self._out.extend(self._neighbours.out)
+        self._neighbours.out.clear()
+        self._send_mads()
+        if self.cm.events and self.host is not None:
+            self._wake_host()
+
+    def _send_mads(self) -> None:
+        waiting, self._waiting_mads = self._waiting_mads[-MADS_WAITING_MAX:], []
+        for route, packet in waiting:
+            if route.mac is None:
+                self._waiting_mads.append((route, packet))
+            else:
+                self._out.append(self._flow_to(route, 0xC001).frame(packet[:12], packet[12:]))
+
+    def _after_firmware(self) -> None:
+        for event in self._firmware.events:
+            if self.host is not None:
+                self.host.tell(event)
+        self._firmware.events.clear()
+        for number in self._firmware.talking:
+            qp = self._qps.get(number)
+            if qp is not None:
+                qp.take_work()
+                self._activate(qp)
+        self._firmware.talking.clear()
+
+    def _open_firmware_qp(self, link: FirmwareLink) -> int:
+        qp = QueuePair(
+            number=self.fresh_qpn(),
+            pd=link.pd,
+            regions=self.regions,
+            work=link,
+            send_sink=link,
+            receive_sink=link,
+            signal_all=False,
+            fence_epoch=self.fence_epoch,
+        )
+        qp.modify(QPAttr(qp_state=QPState.INIT, qp_access_flags=FIRMWARE_ACCESS))
+        self._links[qp.number] = link
+        self.add_qp(qp)
+        return qp.number
+
+    def _close_firmware_qp(self, number: int) -> None:
+        self._links.pop(number, None)
+        self.remove_qp(number)
+
+    def _lose_completion_queue(self, qp: QueuePair) -> None:
+        qp.overrun = False
+        self._counters["cq_overrun"] += 1
+        if self.host is not None:
+            self.host.tell(AsyncEvent(EventType.CQ_ERR, qp.number))
+        qp.fail(None)
+
+
+MADS_WAITING_MAX = 256
+"""Management datagrams that wait for a neighbour's address; older ones are dropped (their sender repeats them)."""

@@ -1,0 +1,179 @@
+"""The control channel between a host and its adapter's process: slow verbs and events over a Unix socket.
+
+One SOCK_SEQPACKET connection; each message is a JSON object, with file descriptors of shared memory beside it
+(SCM_RIGHTS). Requests carry "id" and are answered with the same; messages without "id" are events. The data path is not
+here: it is in the rings, with one eventfd for each direction to wake a sleeper.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+from collections import deque
+from errno import ETIMEDOUT
+
+from emul.cm_machine import CmEvent, CmEventType
+from emul.errors import DeviceGone
+from emul.host_context import Reply, Request
+from emul.memory import Memory
+from emul.queues import DoorbellRing
+from emul.vocabulary import AsyncEvent, EventType
+
+MESSAGE_BYTES_MAX = 65_536
+DESCRIPTORS_MAX = 4
+ANSWER_TIMEOUT_MS = 2_000
+"""How long a slow verb may take; an adapter that is silent for longer counts as dead."""
+
+
+def send_message(channel: socket.socket, message: dict[str, object], fds: list[int]) -> None:
+    """Sends one message and the descriptors beside it."""
+    socket.send_fds(channel, [json.dumps(message).encode()], fds)
+
+
+def receive_message(channel: socket.socket) -> tuple[dict[str, object], list[int]] | None:
+    """The next message; None at the end of the channel. Raises BlockingIOError where none waits on a non-blocking one,
+    and ValueError for bytes that are no message (descriptors that came along are closed)."""
+    data, fds, _, _ = socket.recv_fds(channel, MESSAGE_BYTES_MAX, DESCRIPTORS_MAX)
+    if not data:
+        return None
+    try:
+        message = json.loads(data)
+        if not isinstance(message, dict):
+            raise ValueError("not an object")
+    except ValueError:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return message, fds
+
+
+class SocketDevice:
+    """An adapter process at the other end of a socket (Device)."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            self._channel.settimeout(ANSWER_TIMEOUT_MS / 1000)
+            self._channel.connect(path)
+        except OSError as error:
+            self._channel.close()
+            raise DeviceGone(error.errno or ETIMEDOUT, f"no adapter answers at {path}") from error
+        self._poll = select.poll()
+        self._poll.register(self._channel.fileno(), select.POLLIN)
+        self._events: deque[AsyncEvent] = deque()
+        self._cm_events: deque[CmEvent] = deque()
+        self._doorbells: DoorbellRing | None = None
+        self._memory: Memory | None = None
+        self._doorbell_fd = -1
+        self._next_id = 1
+        self._gone = False
+        self.event_fd = -1
+        self.late_wakes = 0
+
+    def attach(self, incarnation: int) -> None:
+        """Device."""
+        _, fds = self._exchange({"op": "attach", "incarnation": incarnation}, [])
+        memory_fd, self._doorbell_fd, self.event_fd = fds
+        self._memory = Memory.map(memory_fd)
+        self._doorbells = DoorbellRing(self._memory.buffer)
+
+    def call(self, request: Request, memories: list[Memory]) -> tuple[Reply, list[Memory]]:
+        """Device."""
+        reply, fds = self._exchange(request, [memory.fd for memory in memories if memory.fd is not None])
+        return reply, [Memory.map(fd) for fd in fds]
+
+    def ring(self, qp_num: int) -> None:
+        """Device."""
+        assert self._doorbells is not None
+        if self._doorbells.ring(qp_num):
+            os.eventfd_write(self._doorbell_fd, 1)
+
+    def take_events(self) -> list[AsyncEvent]:
+        """Device; a dead adapter is one DEVICE_FATAL."""
+        self._drain()
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def take_cm_events(self) -> list[CmEvent]:
+        """Device."""
+        self._drain()
+        events = list(self._cm_events)
+        self._cm_events.clear()
+        return events
+
+    def clear_wake(self) -> None:
+        """Device."""
+        try:
+            os.eventfd_read(self.event_fd)
+        except BlockingIOError:
+            pass
+
+    def allocate(self, length: int, name: str) -> Memory:
+        """Device."""
+        return Memory.allocate(length, name)
+
+    def descriptors(self) -> list[int]:
+        """Device."""
+        return [self.event_fd] if self._gone else [self.event_fd, self._channel.fileno()]
+
+    def close(self) -> None:
+        """Device."""
+        self._channel.close()
+        for fd in (self._doorbell_fd, self.event_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._doorbell_fd = self.event_fd = -1
+        if self._memory is not None:
+            self._doorbells = None
+            self._memory.close()
+            self._memory = None
+
+    def _exchange(self, request: Request, fds: list[int]) -> tuple[Reply, list[int]]:
+        if self._gone:
+            raise DeviceGone(19, f"the adapter at {self._path} is dead")
+        number, self._next_id = self._next_id, self._next_id + 1
+        try:
+            send_message(self._channel, {**request, "id": number}, fds)
+            while True:
+                received = receive_message(self._channel)
+                if received is None:
+                    raise ConnectionResetError(104, "end of channel")
+                message, new_fds = received
+                if message.get("id") == number:
+                    return message, new_fds
+                self._take_event(message)
+        except OSError as error:
+            self._lose()
+            raise DeviceGone(error.errno or ETIMEDOUT, f"the adapter at {self._path} does not answer") from error
+
+    def _drain(self) -> None:
+        if self._gone:
+            return
+        try:
+            while self._poll.poll(0):
+                received = receive_message(self._channel)
+                if received is None:
+                    self._lose()
+                    return
+                self._take_event(received[0])
+        except OSError:
+            self._lose()
+
+    def _lose(self) -> None:
+        if not self._gone:
+            self._gone = True
+            self._events.append(AsyncEvent(EventType.DEVICE_FATAL, 0))
+
+    def _take_event(self, message: dict[str, object]) -> None:
+        fields = message.get("event") or message.get("cm_event")
+        if not isinstance(fields, list):
+            return
+        if "event" in message:
+            self._events.append(AsyncEvent(EventType(fields[0]), fields[1]))
+        else:
+            kind, number, private_data, reason = fields
+            self._cm_events.append(CmEvent(CmEventType(kind), number, bytes.fromhex(private_data), reason))

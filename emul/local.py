@@ -1,0 +1,77 @@
+"""A device whose adapter lives in the same process: the simulator's, and that of tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from emul.adapter import Adapter
+from emul.clock import Instant
+from emul.cm_machine import CmEvent
+from emul.errors import DeviceGone
+from emul.host_context import Reply, Request
+from emul.memory import Memory
+from emul.queues import DoorbellRing
+from emul.vocabulary import AsyncEvent
+
+
+class LocalDevice:
+    """An adapter in the same process. `on_doorbell` is called for each doorbell: the driver gives the adapter a turn."""
+
+    event_fd = -1
+
+    def __init__(self, adapter: Adapter, *, on_doorbell: Callable[[], None], clock: Callable[[], Instant]) -> None:
+        self._adapter = adapter
+        self._on_doorbell = on_doorbell
+        self._clock = clock
+        self._doorbells: DoorbellRing | None = None
+        self.dead = False
+        """Set by whoever lets the card die: every call fails from then on."""
+
+    def attach(self, incarnation: int) -> None:
+        """Device."""
+        self._check()
+        self._doorbells = DoorbellRing(self._adapter.attach(incarnation).memory.buffer)
+
+    def call(self, request: Request, memories: list[Memory]) -> tuple[Reply, list[Memory]]:
+        """Device."""
+        self._check()
+        answer = self._adapter.execute(request, memories, now=self._clock())
+        self._on_doorbell()
+        return answer
+
+    def ring(self, qp_num: int) -> None:
+        """Device."""
+        if self._doorbells is not None:
+            self._doorbells.ring(qp_num)
+            self._on_doorbell()
+
+    def take_events(self) -> list[AsyncEvent]:
+        """Device."""
+        host = self._adapter.host
+        if host is None:
+            return []
+        events, host.events = host.events, []
+        return events
+
+    def take_cm_events(self) -> list[CmEvent]:
+        """Device."""
+        events, self._adapter.cm.events = self._adapter.cm.events, []
+        return events
+
+    def clear_wake(self) -> None:
+        """Device."""
+
+    def allocate(self, length: int, name: str) -> Memory:
+        """Device."""
+        return Memory.plain(length)
+
+    def descriptors(self) -> list[int]:
+        """Device."""
+        return []
+
+    def close(self) -> None:
+        """Device."""
+
+    def _check(self) -> None:
+        if self.dead:
+            raise DeviceGone(19, "the adapter is dead")

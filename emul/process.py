@@ -1,0 +1,282 @@
+"""The adapter as a process of its own: one loop around `Adapter`, a port, a doorbell and the control channel.
+
+Started by the lab's spawner, or by `emul.open_adapter`. It outlives hosts: when a host's channel closes, nothing else
+happens. It sleeps at most SLEEP_MAX_NS, so that a lost wake-up costs that and never a hang, and it reads the carrier
+itself every CARRIER_INTERVAL_NS, as the kernel's own notice may come hundreds of milliseconds late.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import select
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from emul.adapter import FRAMES_PER_PULL_MAX, Adapter, PortFacts
+from emul.clock import MILLISECOND, Instant
+from emul.control import receive_message, send_message
+from emul.firmware import Identity
+from emul.memory import Memory
+from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
+from emul.port import FRAMES_PER_TURN_MAX, Port
+from emul.port.open import open_port
+from emul.wire.frame import ipv4_bytes
+
+SLEEP_MAX_NS = 10 * MILLISECOND
+CARRIER_INTERVAL_NS = MILLISECOND
+"""While there is traffic; idle ports are looked at every CARRIER_INTERVAL_IDLE_NS."""
+CARRIER_INTERVAL_IDLE_NS = 2 * MILLISECOND
+BUSY_FOR_NS = 50 * MILLISECOND
+"""A port counts as busy for so long after its last frame."""
+HOSTS_WAITING_MAX = 4
+"""Connections to the control socket that may wait to be accepted."""
+CHANNELS_MAX = 16
+"""Control connections that are open at once; beyond them the oldest is closed."""
+STOPPED_SIGNAL = signal.SIGTERM
+
+
+class AdapterProcess:
+    """The loop and what it waits on."""
+
+    def __init__(self, config: dict[str, object], port: Port) -> None:
+        self._port = port
+        self._index = _int(config["adapter_index"])
+        path = Path(str(config["node_memory"]))
+        self._node = NodeMemory(Memory.open_file(path, NODE_MEMORY_BYTES))
+        self._doorbell_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._host_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._adapter = Adapter(
+            port=PortFacts(port.mac, ipv4_bytes(str(config["address"])), port.mtu),
+            identity=Identity(_int(config["node_id"]), self._index, str(config["cluster_key"]).encode()),
+            node_memory=self._node,
+            rng=random.Random(os.urandom(16)),  # keys and challenges must not be guessed
+            wake_host=self._wake_host,
+            allocate=Memory.allocate,
+            release=Memory.close,
+        )
+        self._listener = _listen(str(config["control"]))
+        self._channels: list[socket.socket] = []
+        self._host_channel: socket.socket | None = None
+        self._epoll = select.epoll()
+        for fd in (port.fileno(), self._doorbell_fd, self._listener.fileno()):
+            self._epoll.register(fd, select.EPOLLIN)
+        self._carrier_at = 0
+        self._busy_until = 0
+        self._turn = self._node.turn(self._index) // 2 * 2
+        self._unsent: list[bytes] = []
+        self.running = True
+        self._node.set_adapter_alive(self._index, True)
+
+    def run(self) -> None:
+        """Turns until told to stop."""
+        while self.running:
+            now = time.monotonic_ns()
+            if not self._take_turn(Instant(now)):
+                self._sleep(now)
+        self._port.close()
+
+    # -- one turn -----------------------------------------------------------------------------------------------------
+
+    def _take_turn(self, now: Instant) -> bool:
+        """Everything that waits, once; False when there was nothing."""
+        adapter = self._adapter
+        frames = self._port.receive(FRAMES_PER_TURN_MAX)
+        if frames:
+            # Odd while frames are handled: a fence that rose in another adapter waits until this is even again.
+            self._turn += 1
+            self._node.set_turn(self._index, self._turn)
+            for frame in frames:
+                adapter.on_frame(frame, now=now)
+            self._turn += 1
+            self._node.set_turn(self._index, self._turn)
+        worked = adapter.on_doorbell(now=now) or bool(frames)
+        deadline = adapter.next_deadline(now=now)
+        if deadline is not None and deadline <= now:
+            adapter.on_time(now=now)
+        if now >= self._carrier_at:
+            self._read_carrier(now)
+        sent = self._send(now)
+        if worked or sent:
+            self._busy_until = now + BUSY_FOR_NS
+        return worked or sent
+
+    def _send(self, now: Instant) -> bool:
+        frames = self._unsent or self._adapter.poll_transmit(FRAMES_PER_PULL_MAX, now=now)
+        if not frames:
+            return False
+        taken = self._port.send(frames)
+        self._unsent = frames[taken:]
+        return taken > 0
+
+    def _read_carrier(self, now: int) -> None:
+        self._adapter.on_carrier(self._port.carrier())
+        busy = now < self._busy_until
+        self._carrier_at = now + (CARRIER_INTERVAL_NS if busy else CARRIER_INTERVAL_IDLE_NS)
+
+    # -- sleeping -----------------------------------------------------------------------------------------------------
+
+    def _sleep(self, now: int) -> None:
+        doorbells = self._adapter.host.doorbells if self._adapter.host is not None else None
+        if doorbells is not None:
+            doorbells.set_sleeping(True)
+            if self._adapter.on_doorbell(now=Instant(now)):  # rung just before it could know that it must wake us
+                doorbells.set_sleeping(False)
+                return
+        until = min(self._carrier_at, now + SLEEP_MAX_NS)
+        deadline = self._adapter.next_deadline(now=Instant(now))
+        if deadline is not None:
+            until = min(until, deadline)
+        ready = self._epoll.poll(max(0.0, (until - now) / 1e9))
+        if doorbells is not None:
+            doorbells.set_sleeping(False)
+        if not ready:
+            self._adapter.look_at_all_queues()
+        for fd, _ in ready:
+            if fd == self._doorbell_fd:
+                os.eventfd_read(fd)
+            elif fd == self._listener.fileno():
+                self._accept()
+            elif fd != self._port.fileno():
+                self._on_channel(fd)
+
+    # -- the host -----------------------------------------------------------------------------------------------------
+
+    def _wake_host(self) -> None:
+        os.eventfd_write(self._host_fd, 1)
+        if self._host_channel is None:
+            return
+        host, channel = self._adapter.host, self._host_channel
+        try:
+            while host is not None and host.events:
+                event = host.events[0]
+                send_message(channel, {"event": [int(event.event_type), event.element]}, [])
+                host.events.pop(0)
+            cm = self._adapter.cm
+            while cm.events:
+                told = cm.events[0]
+                fields = [int(told.kind), told.number, told.private_data.hex(), told.reason]
+                send_message(channel, {"cm_event": fields}, [])
+                cm.events.pop(0)
+        except BlockingIOError:
+            return  # the host reads slowly: what waits goes out with the next wake-up
+        except OSError:
+            self._close(channel)
+
+    def _accept(self) -> None:
+        channel, _ = self._listener.accept()
+        channel.setblocking(False)
+        if len(self._channels) >= CHANNELS_MAX:
+            self._close(self._channels[0])
+        self._channels.append(channel)
+        self._epoll.register(channel.fileno(), select.EPOLLIN)
+
+    def _on_channel(self, fd: int) -> None:
+        channel = next((each for each in self._channels if each.fileno() == fd), None)
+        if channel is None:
+            return
+        try:
+            received = receive_message(channel)
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):
+            received = None
+        if received is None:
+            self._close(channel)  # a host that is gone: its queue pairs go on answering
+            return
+        try:
+            self._answer(channel, *received)
+        except OSError:
+            self._close(channel)
+
+    def _answer(self, channel: socket.socket, request: dict[str, object], fds: list[int]) -> None:
+        now = Instant(time.monotonic_ns())
+        number = request.get("id")
+        if request.get("op") == "attach":
+            host = self._adapter.attach(_int(request.get("incarnation")))
+            self._host_channel = channel
+            assert host.memory.fd is not None
+            send_message(channel, {"id": number}, [host.memory.fd, self._doorbell_fd, self._host_fd])
+            return
+        memories, failure = [], None
+        for fd in fds:
+            try:
+                memories.append(Memory.map(fd))
+            except (ValueError, OSError) as error:
+                os.close(fd)
+                failure = {"errno": 22, "message": f"{request.get('op')}: {error}"}
+        if channel is not self._host_channel:
+            failure = {"errno": 1, "message": "another host has attached"}
+        if failure is not None:
+            reply, answered = dict(failure), []
+        else:
+            reply, answered = self._adapter.execute(request, memories, now=now)
+        if "errno" in reply:
+            for memory in memories:
+                memory.close()
+        send_message(channel, {**reply, "id": number}, [m.fd for m in answered if m.fd is not None])
+
+    def _close(self, channel: socket.socket) -> None:
+        if channel in self._channels:
+            self._channels.remove(channel)
+            self._epoll.unregister(channel.fileno())
+        if channel is self._host_channel:
+            self._host_channel = None
+        channel.close()
+
+
+def main(config: dict[str, object]) -> None:
+    """Runs an adapter until SIGTERM. `config`: node_id, adapter_index, interface, address, wire ("auto", "xdp",
+    "packet"), control (path of its socket), node_memory (path), cluster_key, log (path, or absent for stderr)."""
+    _redirect_log(config.get("log"))
+    port = open_port(str(config["interface"]), wire=str(config.get("wire", "auto")), address=str(config["address"]))
+    process = AdapterProcess(config, port)
+
+    def stop(number: int, frame: object) -> None:
+        process.running = False
+
+    signal.signal(STOPPED_SIGNAL, stop)
+    reason = getattr(port, "fallback_reason", None)
+    _log("started", wire=port.wire, mtu=port.mtu, **({"fallback": reason} if reason else {}))
+    gc.freeze()
+    gc.disable()  # nothing here makes cycles per packet; a collection in mid-burst costs milliseconds
+    try:
+        process.run()
+    finally:
+        _log("stopped", counters=process._adapter.counters(), port=port.counters())
+
+
+def _log(event: str, **fields: object) -> None:
+    line = {"at": time.monotonic_ns(), "event": event, **fields}
+    print(json.dumps(line), file=sys.stderr, flush=True)
+
+
+def _redirect_log(path: object) -> None:
+    if path is not None:
+        fd = os.open(str(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        os.dup2(fd, 2)
+        os.close(fd)
+
+
+def _listen(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    Path(path).unlink(missing_ok=True)
+    listener.bind(path)
+    listener.listen(HOSTS_WAITING_MAX)
+    listener.setblocking(False)
+    return listener
+
+
+def _int(value: object) -> int:
+    if not isinstance(value, int):
+        raise ValueError(f"expected a number, got {value!r}")
+    return value
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))
