@@ -13,6 +13,7 @@ import socket
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
 from lab.errors import LabError, MachineError
@@ -38,7 +39,7 @@ class Container(Protocol):
     status: str
     """"created", "running", "paused", "exited", ...; as of the last `reload`."""
     labels: dict[str, str]
-    attrs: dict[str, dict[str, object]]
+    attrs: dict[str, object]
     """What the engine knows of it, as of the last `reload`."""
 
     def start(self) -> None:
@@ -179,6 +180,11 @@ class Engine:
             lambda: self._client.containers.list(all=True, filters={"label": label}, ignore_removed=True)
         )
         return found
+
+    def created_at(self, container: Container) -> float:
+        """When the container was made, in seconds as time.time() counts them."""
+        whole_seconds = str(container.attrs["Created"])[: len("2000-01-01T00:00:00")]
+        return datetime.fromisoformat(whole_seconds).replace(tzinfo=UTC).timestamp()
 
     def remove(self, container: Container) -> None:
         """Kills and removes a container; one that is gone, or about to go, is no error."""

@@ -17,7 +17,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,8 @@ LABEL = image.LABEL
 NODE_LABEL = f"{LABEL}.node"
 ROLE_LABEL = f"{LABEL}.role"
 KILL_MAX_S = 10
+START_MAX_S = 60
+"""A container that was made longer ago and has not started never will: its lab died in between."""
 REMOVAL_MAX_S = 20
 REMOVAL_POLL_S = 0.02
 _WAITER = "cat"
@@ -42,17 +44,23 @@ _WAITER = "cat"
 @dataclass(slots=True)
 class _Node:
     hardware: Container
-    hold: Hold
+    hold: Hold | None
+    """Our end of its standard input; None in a lab that outlives this process."""
     namespace: int
     host: Container | None = None
     paused: bool = False
 
 
 class DockerNodes:
-    """The containers of one lab. `close` removes them all and does no harm twice."""
+    """The containers of one lab; `names` are the nodes that have some. `close` removes all and does no harm twice."""
 
-    def __init__(self, engine: Engine, plan: Plan, lab_id: str) -> None:
-        """Makes nothing yet. Raises MachineError without root."""
+    def __init__(
+        self, engine: Engine, plan: Plan, lab_id: str, *, nodes: Sequence[str] | None = None, keep: bool = False
+    ) -> None:
+        """Makes nothing yet. `nodes` get containers (default: all); with `keep` they outlive this process.
+
+        Raises MachineError without root.
+        """
         if os.geteuid() != 0:
             raise MachineError(
                 "nodes in containers need root: interfaces are moved into the containers' network namespaces",
@@ -61,6 +69,8 @@ class DockerNodes:
         self._engine = engine
         self._plan = plan
         self._lab_id = lab_id
+        self._keep = keep
+        self.names: tuple[str, ...] = tuple(plan.topology.nodes if nodes is None else nodes)
         self._nodes: dict[str, _Node] = {}
 
     def start_hardware(self) -> dict[str, int]:
@@ -69,7 +79,7 @@ class DockerNodes:
         The descriptors stay ours (closed by `close`). Raises MachineError where the engine runs on another machine.
         """
         name = image.ensure_image(self._engine)
-        for node in self._plan.topology.nodes:
+        for node in self.names:
             self._nodes[node] = self._start_hardware(name, node)
         return {node: parts.namespace for node, parts in self._nodes.items()}
 
@@ -92,6 +102,7 @@ class DockerNodes:
         A host that does not run is left alone. Raises EngineError when a killed one is still there after KILL_MAX_S.
         """
         process = self.host_process(node)
+        paused = process != 0 and self._nodes[node].paused
         now = Instant(time.monotonic_ns())
         # Straight to the process: the engine's own way takes 30 ms, within which the moment would be anywhere.
         with contextlib.ExitStack() as cleanup:
@@ -103,7 +114,7 @@ class DockerNodes:
                 cleanup.callback(os.close, pidfd)
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, number)
-            if self._nodes[node].paused:
+            if paused:
                 self.continue_host(node)  # a frozen process does not die before it is thawed
             if pidfd >= 0 and number == signal.SIGKILL:
                 poller = select.poll()
@@ -134,7 +145,9 @@ class DockerNodes:
         return host.status in ("running", "paused")
 
     def host_process(self, node: str) -> int:
-        """The pid of the host's process as this machine numbers it; 0 while it does not run."""
+        """The pid of the host's process as this machine numbers it; 0 while it does not run, or was never made."""
+        if node not in self._nodes or self._nodes[node].host is None:
+            return 0
         host = self._host(node)
         self._engine.call(host.reload)
         return _process_of(host)
@@ -143,11 +156,18 @@ class DockerNodes:
         """Removes the lab's containers, by label, and closes the namespaces' descriptors."""
         for name, node in self._nodes.items():
             if node.paused:
-                self.continue_host(name)
-            node.hold.close()
+                with contextlib.suppress(EngineError):
+                    self.continue_host(name)
+        self.detach()
+        _remove(self._engine, self._lab_id)
+
+    def detach(self) -> None:
+        """Lets go of the containers: those of a lab that is not kept end with that."""
+        for node in self._nodes.values():
+            if node.hold is not None:
+                node.hold.close()
             os.close(node.namespace)
         self._nodes.clear()
-        _remove(self._engine, self._lab_id)
 
     def _start_hardware(self, image_name: str, node: str) -> _Node:
         container = self._engine.create(
@@ -162,13 +182,15 @@ class DockerNodes:
                 lives_with_stdin=True,
             )
         )
-        hold = self._engine.hold(container)
+        # Nobody ever held the input of a kept lab's containers, so that it stays open.
+        hold = None if self._keep else self._engine.hold(container)
         try:
             self._engine.call(container.start)
             self._engine.call(container.reload)
             return _Node(container, hold, _open_namespace(container))
         except BaseException:
-            hold.close()
+            if hold is not None:
+                hold.close()
             raise
 
     def _create_host(self, node: str, state: Path, seed: int) -> None:
@@ -216,19 +238,33 @@ def _logged(command: list[str], log: str) -> list[str]:
     return ["/bin/sh", "-c", 'exec "$@" >>"$0" 2>&1', log, *command]
 
 
-def remove_leftovers(lab_ids: Iterable[str]) -> list[str]:
-    """Removes the containers of these labs, which the caller knows to be dead; gives the names of those removed.
+def remove_leftovers(lab_ids: Iterable[str] = ()) -> list[str]:
+    """Removes the containers of dead labs; gives the names of those removed.
 
-    Without SDK or engine there is nothing to remove: the list is empty.
+    Dead are `lab_ids`, as the caller knows, and every lab of which no hardware container runs: those live as long as
+    their lab. Without SDK or engine there is nothing to remove: the list is empty.
     """
     try:
         engine = Engine()
     except MachineError:
         return []
     try:
-        return [name for lab_id in lab_ids for name in _remove(engine, lab_id)]
+        dead = dict.fromkeys([*lab_ids, *_without_hardware(engine)])
+        return [name for lab_id in dead for name in _remove(engine, lab_id)]
     finally:
         engine.close()
+
+
+def _without_hardware(engine: Engine) -> list[str]:
+    """Labs that have containers but no running hardware, and are not just being started."""
+    hardware: dict[str, bool] = {}
+    for container in engine.find(ROLE_LABEL):
+        lab_id = container.labels[LABEL]
+        is_hardware = container.labels[ROLE_LABEL] == HARDWARE
+        fresh = container.status == "created" and time.time() - engine.created_at(container) < START_MAX_S
+        lives = is_hardware and (container.status in ("running", "paused", "removing") or fresh)
+        hardware[lab_id] = hardware.get(lab_id, False) or lives
+    return [lab_id for lab_id, lives in hardware.items() if not lives]
 
 
 def _remove(engine: Engine, lab_id: str) -> list[str]:
@@ -254,9 +290,9 @@ def _remove(engine: Engine, lab_id: str) -> list[str]:
 
 
 def _process_of(container: Container) -> int:
-    state = container.attrs["State"]["Pid"]
-    assert isinstance(state, int)
-    return state
+    state = container.attrs["State"]
+    assert isinstance(state, dict)
+    return int(state["Pid"])
 
 
 def _open_namespace(container: Container) -> int:

@@ -25,6 +25,7 @@ from lab.topology import Topology
 
 pytestmark = [pytest.mark.needs_docker, pytest.mark.root]
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 20
 TEXT = """
 name: pair
@@ -211,31 +212,48 @@ def test_an_adapter_reaches_across_by_a_descriptor(hosts, state):
     os.close(event)
 
 
-def test_nothing_runs_on_when_the_lab_is_killed(engine, lab_id):
-    """SIGKILL: the hardware sees the end of its input, and leftovers of a dead lab are removed by its id."""
+def test_nothing_runs_on_when_the_lab_is_killed(engine, nodes, lab_id, state):
+    """SIGKILL: the hardware sees its input's end and goes, its host ends with it, and what is left is known as dead."""
+    killed_id = f"{lab_id}-killed"
     program = textwrap.dedent(
         f"""
-        import os, sys, signal
+        import signal, sys
         from pathlib import Path
+        import lab.docker.nodes
         from lab.docker.engine import Engine
-        from lab.docker.nodes import DockerNodes
         from lab.plan import Plan
         from lab.topology import Topology
-        nodes = DockerNodes(Engine(), Plan(Topology.parse({TEXT!r})), {lab_id!r})
+        lab.docker.nodes.host_command = lambda config: ["/bin/sleep", "600"]
+        nodes = lab.docker.nodes.DockerNodes(Engine(), Plan(Topology.parse({TEXT!r})), {killed_id!r})
         nodes.start_hardware()
+        nodes.create_hosts(Path({str(state)!r}), seed=1)
+        nodes.start_host("a")
         print("ready", flush=True)
         signal.pause()
         """
     )
-    lab = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
-    assert lab.stdout is not None
-    assert lab.stdout.readline() == b"ready\n"
+
+    def statuses():
+        return sorted(container.status for container in engine.find(f"ccm-lab={killed_id}"))
+
+    nodes.start_hardware()  # another lab, which lives
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=CHECKOUT) as lab:
+        assert lab.stdout.readline() == b"ready\n"
+        assert statuses() == ["created", "running", "running", "running"]
+        lab.kill()
+    wait_for("no container of the lab runs", lambda: statuses() == ["created", "exited"])
+    assert sorted(remove_leftovers()) == [f"ccm-lab-{killed_id}-{node}-host" for node in ("a", "b")]
+    assert statuses() == []
     assert len(engine.find(f"ccm-lab={lab_id}")) == 2
-    lab.kill()
-    lab.wait()
-    lab.stdout.close()
-    wait_for("no container of the lab runs", lambda: engine.find(f"ccm-lab={lab_id}") == [])
-    assert remove_leftovers([lab_id]) == []
+
+
+def test_containers_of_a_kept_lab_stay_until_it_is_said_to_be_dead(engine, plan, lab_id):
+    kept = DockerNodes(engine, plan, lab_id, nodes=["a"], keep=True)
+    kept.start_hardware()
+    kept.detach()
+    assert remove_leftovers() == []
+    assert [container.status for container in engine.find(f"ccm-lab={lab_id}")] == ["running"]
+    assert remove_leftovers([lab_id]) == [f"ccm-lab-{lab_id}-a-hardware"]
 
 
 def test_leftovers_of_one_lab_are_removed_and_another_lab_is_left_alone(engine, nodes, plan, lab_id):
