@@ -115,6 +115,11 @@ class Cable:
         """These ends get their carrier back."""
         self._set_carrier(ends, up=True)
 
+    def set_blackhole(self, ends: Sequence[int], *, on: bool) -> None:
+        """Frames that these ends send vanish, or pass again."""
+        for index in ends:
+            self.blackholed[index] = on
+
     def _set_carrier(self, ends: Sequence[int], *, up: bool) -> None:
         for index in ends:
             if self.unplugged[index] != up:

@@ -1,0 +1,165 @@
+"""A node in virtual time: its adapters, its memories that survive the host, and the host itself.
+
+The host is the real `ccm.host.Host`. It runs a little after whatever wakes it, now and then a good deal later, as a
+process on a busy machine does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ccm.history import HEADER_BYTES, RECORD_BYTES, HistoryWriter
+from ccm.host import Host
+from emul.clock import MICROSECOND, MILLISECOND
+from emul.device import LocalDevice
+from emul.memory import Memory
+from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
+from emul.verbs import Context
+from lab.plan import Plan
+from lab.sim.adapter import SimAdapter
+from lab.sim.scheduler import Priority, Scheduler, What
+from lab.sim.streams import Streams
+from lab.world import HostUnreachable
+
+WAKE_NS = 4 * MICROSECOND
+"""From an event to the host's turn, at the least."""
+WAKE_JITTER_NS = 12 * MICROSECOND
+LATE_CHANCE = 1 / 2000
+"""How often the machine lets the host wait for LATE_NS at the most."""
+LATE_NS = 2 * MILLISECOND
+BOOT_OFFSET_NS = 20 * MILLISECOND
+"""Hosts start this far apart at the most."""
+HISTORY_RECORDS = 300_000
+_STATE = Path("sim")
+"""Configurations name files; nothing here opens one."""
+
+
+class SimNode:
+    """One storage system."""
+
+    def __init__(self, name: str, plan: Plan, scheduler: Scheduler, streams: Streams) -> None:
+        node = plan.topology.nodes[name]
+        self.name = name
+        self.memory = NodeMemory(Memory.plain(NODE_MEMORY_BYTES))
+        self.nvram = Memory.plain(node.nvram_bytes)
+        self.history = Memory.plain(HEADER_BYTES + HISTORY_RECORDS * RECORD_BYTES)
+        self.host: Host | None = None
+        """None while the host is down."""
+        self.paused = False
+        self._number = node.id
+        self._scheduler = scheduler
+        self._streams = streams
+        self._config = plan.host_config(name, _STATE, seed=streams.number(f"host/{name}"))
+        self._rng = streams.stream(f"wake/{name}")
+        self._boots = 0
+        self._turn_planned = False
+        self._timer_at: int | None = None
+        self._devices: dict[str, LocalDevice] = {}
+        self.adapters = {
+            adapter: SimAdapter(
+                plan.ports[name, adapter],
+                node_id=node.id,
+                cluster_key=plan.topology.cluster_key,
+                node_memory=self.memory,
+                scheduler=scheduler,
+                rng=lambda generation, adapter=adapter: streams.stream(f"adapter/{name}.{adapter}/{generation}"),
+                wake_host=self.wake,
+            )
+            for adapter in node.adapters
+        }
+
+    def power_on(self) -> None:
+        """Power comes: boot status, then the adapters; the host begins to boot within BOOT_OFFSET_NS."""
+        self.memory.power_on()
+        for adapter in self.adapters.values():
+            adapter.start()
+        offset = int(self._rng.random() * BOOT_OFFSET_NS)
+        self._scheduler.after(offset, Priority.HOST, self.boot)
+
+    def boot(self) -> None:
+        """The host starts, in a new incarnation."""
+        self._boots += 1
+        self.paused = False
+        self._timer_at = None
+        self._devices = {name: self._open(adapter) for name, adapter in self.adapters.items()}
+        contexts = [Context(device) for device in self._devices.values()]
+        seed = self._streams.number(f"host/{self.name}/{self._boots}")
+        host = Host(self._config, contexts, self.memory, self.nvram, HistoryWriter(self.history), seed)
+        self.host = host
+        self._scheduler.trace(What.HOST, self._number, self._boots)
+        host.start(self._scheduler.now)
+        self._plan_timer()
+        self.wake()
+
+    def _open(self, adapter: SimAdapter) -> LocalDevice:
+        assert adapter.card is not None, "a host boots with its adapters in place"
+        return LocalDevice(adapter.card, on_doorbell=adapter.on_doorbell, clock=lambda: self._scheduler.now)
+
+    def crash(self) -> None:
+        """The host is gone at once; what it owns in the adapters stays until the next one attaches."""
+        self.host = None
+        self._scheduler.trace(What.HOST, self._number, 0)
+
+    def pause(self) -> None:
+        """The host gets no turn any more."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """It goes on where it was."""
+        self.paused = False
+        self.wake()
+
+    def lose_adapter(self, name: str) -> None:
+        """The card dies; the host's calls into it fail from now on."""
+        self.adapters[name].die()
+        if name in self._devices:
+            self._devices[name].dead = True
+        self.wake()
+
+    def replace_adapter(self, name: str) -> None:
+        """A new card; a running host gets to it through the device that it has open."""
+        self.adapters[name].start()
+        device, card = self._devices.get(name), self.adapters[name].card
+        if device is not None and card is not None:
+            device.replace(card)
+        self.wake()
+
+    def control(self, request: Mapping[str, object]) -> dict[str, object]:
+        """One request to the host's control interface. Raises HostUnreachable."""
+        if self.host is None or self.paused:
+            raise HostUnreachable(f"host {self.name} is {'paused' if self.host else 'down'}")
+        reply = self.host.control(dict(request), self._scheduler.now)
+        self.wake()
+        return reply
+
+    # -- turns --------------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something waits for the host."""
+        if self._turn_planned or self.host is None:
+            return
+        self._turn_planned = True
+        delay = WAKE_NS + int(self._rng.random() * WAKE_JITTER_NS)
+        if self._rng.random() < LATE_CHANCE:
+            delay += int(self._rng.random() * LATE_NS)
+        self._scheduler.after(delay, Priority.HOST, self._turn)
+
+    def _turn(self) -> None:
+        self._turn_planned = False
+        if self.host is not None and not self.paused:
+            self.host.on_wake(self._scheduler.now)
+            self._plan_timer()
+
+    def _plan_timer(self) -> None:
+        deadline = self.host.next_deadline() if self.host is not None else None
+        if deadline is None or (self._timer_at is not None and self._timer_at <= deadline):
+            return
+        self._timer_at = deadline
+        boots = self._boots
+        self._scheduler.at(deadline, Priority.HOST, lambda: self._on_timer(boots, deadline))
+
+    def _on_timer(self, boots: int, at: int) -> None:
+        if boots == self._boots and self._timer_at == at:
+            self._timer_at = None
+            self.wake()
