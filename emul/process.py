@@ -213,7 +213,8 @@ class AdapterProcess:
         if channel is not self._host_channel:
             failure = {"errno": 1, "message": "another host has attached"}
         if failure is not None:
-            reply, answered = dict(failure), []
+            reply: dict[str, object] = dict(failure)
+            answered: list[Memory] = []
         else:
             reply, answered = self._adapter.execute(request, memories, now=now)
         if "errno" in reply:

@@ -41,7 +41,7 @@ from emul.vocabulary import (
 
 _STATUS = {int(status): status for status in WCStatus}
 _OPCODE = {int(opcode): opcode for opcode in WCOpcode}
-_FLAGS = {int(flags): flags for flags in WCFlags}
+_FLAGS = {int(flags): flags for flags in (WCFlags.NONE, WCFlags.WITH_IMM)}
 _SIGNALED, _UNSIGNALED = int(SendFlags.SIGNALED), 0
 _WRITE = int(WROpcode.RDMA_WRITE)
 
