@@ -1,0 +1,140 @@
+"""Scenarios with hosts in containers, and what a container's crash does not touch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lab.api import Lab, run
+from lab.docker.engine import Engine
+from lab.docker.fabric import ContainerFabric
+from lab.docker.nodes import remove_leftovers
+from lab.docker.world import nodes_in_containers
+from lab.plan import Plan
+from lab.topology import Topology
+
+pytestmark = [pytest.mark.needs_docker, pytest.mark.root, pytest.mark.netns]
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+DEADLINE_S = 30
+
+
+def wait_for(what, condition):
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def engine():
+    engine = Engine()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def lab():
+    with Lab("ha-pair", world="docker") as lab:
+        lab.wait_ready()
+        yield lab
+
+
+def containers(engine, lab):
+    """{(node, role): container}."""
+    found = engine.find(f"ccm-lab={lab.world.fabric.lab_id}")
+    return {(one.labels["ccm-lab.node"], one.labels["ccm-lab.role"]): one for one in found}
+
+
+def process_of(container) -> int:
+    container.reload()
+    return container.attrs["State"]["Pid"]
+
+
+def carrier(container, interface: str) -> str:
+    """As the container's own /sys tells it."""
+    path = Path(f"/proc/{process_of(container)}/root/sys/class/net/{interface}/carrier")
+    return path.read_text().strip()
+
+
+@pytest.mark.parametrize("scenario", ["cable-cut", "both-cables-cut", "host-restart"])
+def test_a_scenario_passes_with_hosts_in_containers(scenario):
+    result = run(scenario, world="docker")
+    assert result.to_json()["verdict"] == "pass", result.to_json()
+
+
+def test_adapters_are_in_the_hardware_containers_namespace_and_hosts_share_it(engine, lab):
+    parts = containers(engine, lab)
+    processes = {process["key"]: process["pid"] for process in lab.world.fabric.processes()}
+    for node in ("a", "b"):
+        network = Path(f"/proc/{process_of(parts[node, 'hardware'])}/ns/net").readlink()
+        for name in ("host", "ic0", "ic1"):
+            assert Path(f"/proc/{processes[f'{node}/{name}']}/ns/net").readlink() == network
+        assert carrier(parts[node, "hardware"], "ic0") == "1"
+
+
+def test_a_crashed_host_container_leaves_adapters_and_cables_and_its_partner_reads_on(engine, lab):
+    parts = containers(engine, lab)
+    before = {process["key"]: process["pid"] for process in lab.world.fabric.processes()}
+
+    lab.hosts["b"].crash()
+
+    after = {process["key"]: process["pid"] for process in lab.world.fabric.processes()}
+    assert after["b/host"] is None
+    assert [after[f"b/{name}"] for name in ("ic0", "ic1")] == [before[f"b/{name}"] for name in ("ic0", "ic1")]
+    parts["b", "host"].reload()
+    assert parts["b", "host"].status == "exited"
+    for interface in ("ic0", "ic1"):
+        assert carrier(parts["b", "hardware"], interface) == "1"
+        assert carrier(parts["a", "hardware"], interface) == "1"
+
+    lab.hosts["b"].boot()
+    lab.wait_ready()
+
+
+def test_a_killed_lab_leaves_nothing_that_runs_and_down_knows_the_rest(engine):
+    program = (
+        "import signal\nfrom lab.api import Lab\n"
+        "lab = Lab('ha-pair', world='docker')\nlab.__enter__()\nlab.wait_ready()\n"
+        "print(lab.world.fabric.lab_id, flush=True)\nsignal.pause()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=CHECKOUT, text=True) as process:
+        lab_id = process.stdout.readline().strip()
+        assert lab_id
+        process.kill()
+
+    def running():
+        return [one.name for one in engine.find(f"ccm-lab={lab_id}") if one.status in ("running", "paused")]
+
+    wait_for("no container of the killed lab runs", lambda: running() == [])
+    remove_leftovers()
+    assert engine.find(f"ccm-lab={lab_id}") == []
+
+
+def test_a_fabric_that_cannot_start_leaves_no_container(engine, monkeypatch):
+    names = []
+
+    def refuse(*arguments, **options):
+        names.append(arguments[1])
+        raise OSError("no fabric today")
+
+    monkeypatch.setattr("lab.fabric.client.Fabric.start", refuse)
+    with pytest.raises(OSError, match="no fabric today"):
+        ContainerFabric.start(Plan(Topology.load("ha-pair")))
+    assert engine.find(f"ccm-lab={names[0]}") == []
+
+
+def test_only_nodes_of_that_kind_are_in_containers_where_a_topology_has_some():
+    text = """
+name: mixed
+nodes:
+  a: {adapters: [ic0], nvram: 1MiB, clients: [echo], kind: docker}
+  b: {adapters: [ic0], nvram: 1MiB, clients: [echo]}
+cables: {ic0: [a.ic0, b.ic0]}
+"""
+    assert nodes_in_containers(Plan(Topology.parse(text))) == ["a"]
+    assert nodes_in_containers(Plan(Topology.load("ha-pair"))) == ["a", "b"]
