@@ -98,12 +98,17 @@ def make_private(pid_namespace: bool = True) -> None:
     """New mount and network namespaces, and a new pid namespace for the next child. Raises MachineError."""
     try:
         unshare(CLONE_NEWNS | CLONE_NEWNET | (CLONE_NEWPID if pid_namespace else 0))
-        mount("none", "/", None, _MS_REC | _MS_PRIVATE)
+        make_mounts_private()
     except OSError as error:
         raise MachineError(
             f"namespaces: the kernel refused new ones ({error})",
             "run as root with CAP_SYS_ADMIN and CAP_NET_ADMIN; in a container, give it --privileged",
         ) from error
+
+
+def make_mounts_private() -> None:
+    """What is mounted from now on in this mount namespace stays in it. Raises OSError."""
+    mount("none", "/", None, _MS_REC | _MS_PRIVATE)
 
 
 def mount_proc() -> bool:
