@@ -1,15 +1,16 @@
 """The lab from Python: `run` for a scenario with a verdict, `Lab` for a cluster to play with.
 
-    from lab import Lab, Scenario, Topology, run
+from lab import Lab, Scenario, Topology, run
 
-    result = run(Scenario.load("cable-cut"), world="sim", seed=7)
-    with Lab(Topology.load("ha-pair")) as lab:
-        lab.wait_ready()
-        lab.cables["ic0"].cut()
+result = run(Scenario.load("cable-cut"), world="sim", seed=7)
+with Lab(Topology.load("ha-pair")) as lab:
+lab.wait_ready()
+lab.cables["ic0"].cut()
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from lab.scenario import At, Scenario, Step
 from lab.topology import Topology
 from lab.verdict import Result, judge
 from lab.watcher import Watcher
-from lab.world import HostUnreachable, PlannedFault, World
+from lab.world import HostUnreachable, PlannedFault
 from lab.worlds import make_world
 
 SEED_BITS = 31
@@ -47,39 +48,25 @@ def run(
 ) -> Result:
     """Runs one scenario and judges it; writes its report into the directory `report` if one is given.
 
-    `topology` replaces the scenario's own. Everything is taken down in every way of ending, also with KeyboardInterrupt,
-    unless `keep`. Raises InputError and MachineError before anything was started.
+    `topology` replaces the scenario's own. Everything is taken down in every way of ending, also with
+    KeyboardInterrupt, unless `keep`. Raises InputError and MachineError before anything was started.
     """
     played = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario, topology)
     cluster = topology if topology is not None else played.load_topology()
     chosen = fresh_seed() if seed is None else seed
     plan = Plan(cluster)
     place = make_world(world, plan, wire=wire, seed=chosen, keep=keep)
-    logs = _LogKeeper(place, report)
-    runner = Runner(played, cluster, plan, logs, tell or (lambda progress: None), keep)
+
+    def keep_logs() -> None:
+        if report is not None:
+            with contextlib.suppress(OSError):  # a report without logs is better than a lab that isn't taken down
+                copy_logs(place.logs(), report)
+
+    runner = Runner(played, cluster, plan, place, tell or (lambda progress: None), keep, keep_logs)
     result = judge(played, cluster.name, world, chosen, runner.run())
     if report is not None:
         write_report(result, cluster, report)
     return result
-
-
-class _LogKeeper:
-    """A world that copies its logs into the report before it is taken down and they are gone."""
-
-    def __init__(self, world: World, directory: Path | None) -> None:
-        self._world = world
-        self._directory = directory
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._world, name)
-
-    def stop(self) -> None:
-        if self._directory is not None:
-            try:
-                copy_logs(self._world.logs(), self._directory)
-            except OSError:
-                pass  # a report without logs is better than a lab that isn't taken down
-        self._world.stop()
 
 
 class Cable:

@@ -7,15 +7,23 @@ from __future__ import annotations
 
 from typing import Protocol, TextIO
 
+from lab.check.recovery import Recovery
 from lab.runner import Progress
-from lab.scenario import Scenario
+from lab.scenario import At, OnSession, Scenario
 from lab.topology import Topology
-from lab.units import format_size
+from lab.units import format_duration, format_size
 from lab.verdict import Result
 from lab.world import PlannedFault
 
 CABLES_DRAWN_MAX = 16
-_STYLES = {"fault": "bold yellow", "heal": "yellow", "path": "cyan", "alert": "magenta", "load": "bold", "ready": "green"}
+_STYLES = {
+    "fault": "bold yellow",
+    "heal": "yellow",
+    "path": "cyan",
+    "alert": "magenta",
+    "load": "bold",
+    "ready": "green",
+}
 _VERDICT_STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
 _MARKS = {True: ("ok  ", "green"), False: ("FAIL", "bold red"), None: ("--  ", "yellow")}
 
@@ -84,21 +92,16 @@ class RunConsole:
     def progress(self, progress: Progress) -> None:
         """Something happened."""
         moment = f"{progress.at_ns / 1e6:+12.3f} ms" if progress.at_ns else " " * 15
-        self._printer.line(f"  {moment}  ", (f"{progress.phase:<6}", _STYLES.get(progress.phase, "")), f" {progress.text}")
+        self._printer.line(
+            f"  {moment}  ", (f"{progress.phase:<6}", _STYLES.get(progress.phase, "")), f" {progress.text}"
+        )
 
     def end(self, result: Result) -> None:
         """The verdict and what it rests on."""
         line, evidence = self._printer.line, result.outcome.evidence
         line("")
         for recovery in result.recoveries:
-            assert recovery.fault.at is not None
-            back = recovery.recovered_at
-            works = f"works again after {(back - recovery.fault.at) / 1e6:9.3f} ms" if back is not None else "does not work again"
-            line(
-                f"  {recovery.fault.kind} {recovery.fault.target}: ",
-                (f"{evidence.session_name(recovery.session):<20}", "bold"),
-                f" noticed after {(recovery.detected_at - recovery.fault.at) / 1e6:8.3f} ms, {works} (epoch {recovery.epoch})",
-            )
+            line(*_recovery_pieces(result, recovery))
         for client, n in result.workload.items():
             line(
                 f"  {client}: {n['committed']:,} committed, {n['lost']} lost, p50 {n['p50_us']:,.0f} us, p99"
@@ -109,19 +112,36 @@ class RunConsole:
             mark, style = _MARKS[check.ok]
             line("  ", (mark, style), f" {check.name:<26} {check.detail}")
         if evidence.suspensions:
-            line(("  the machine was overloaded", "yellow"), f" ({len(evidence.suspensions)} times): {evidence.suspensions[0]}")
+            line(
+                ("  the machine was overloaded", "yellow"),
+                f" ({len(evidence.suspensions)} times): {evidence.suspensions[0]}",
+            )
         line("")
-        line("  ", (result.verdict.upper(), _VERDICT_STYLES[result.verdict]), f"  {result.scenario.name}, wire {result.wire}")
+        line(
+            "  ",
+            (result.verdict.upper(), _VERDICT_STYLES[result.verdict]),
+            f"  {result.scenario.name}, wire {result.wire}",
+        )
         if result.report is not None:
             line(f"  report: {result.report}/report.html")
         line("")
 
 
+def _recovery_pieces(result: Result, recovery: Recovery) -> list[tuple[str, str] | str]:
+    fault, back = recovery.fault, recovery.recovered_at
+    assert fault.at is not None
+    noticed = f"noticed after {(recovery.detected_at - fault.at) / 1e6:8.3f} ms"
+    works = f"works again after {(back - fault.at) / 1e6:9.3f} ms" if back is not None else "does not work again"
+    name = result.outcome.evidence.session_name(recovery.session)
+    return [
+        f"  {fault.kind} {fault.target}: ",
+        (f"{name:<20}", "bold"),
+        f" {noticed}, {works} (epoch {recovery.epoch})",
+    ]
+
+
 def describe_step(fault: PlannedFault) -> str:
     """One fault of a schedule in words."""
-    from lab.scenario import At, OnSession
-    from lab.units import format_duration
-
     step, trigger = fault.step, fault.step.trigger
     words = [step.fault, fault.target_text()]
     if isinstance(trigger, At):

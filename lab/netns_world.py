@@ -1,7 +1,7 @@
 """The real world of network namespaces: drives lab.fabric for the runner.
 
-Real time is CLOCK_MONOTONIC, which all processes of the machine share: the hosts' histories, the fabric's faults and the
-runner's own clock are on one scale.
+Real time is CLOCK_MONOTONIC, which all processes of the machine share: the hosts' histories, the fabric's faults and
+the runner's own clock are on one scale.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class NetnsWorld:
 
     def leftovers(self) -> list[str]:
         """Processes and files of this lab that are still there. Its namespaces and interfaces have no name outside and
-        live as long as its processes."""
+        live as long as its processes.
+        """
         left = [f"process {pid}" for pid in [*self._pids, getattr(self, "_fabric_pid", 0)] if pid and _is_running(pid)]
         directory = getattr(self, "_directory", None)
         if directory is not None and directory.exists():

@@ -1,7 +1,7 @@
 """Runs one scenario in one world, from bring-up to teardown, and gathers the evidence.
 
-Phases: bring-up, ready, load (with the faults), quiet (all is healed and has to converge), stop, close, teardown. Decides
-when things happen; how they happen is the world's business, what they mean that of lab.check.
+Phases: bring-up, ready, load (with the faults), quiet (all is healed and has to converge), stop, close, teardown.
+Decides when things happen; how they happen is the world's business, what they mean that of lab.check.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class _Scheduled:
 
 def expected_sessions(plan: Plan) -> list[Session]:
     """Every session that a topology makes: a client that both nodes of a pair run. A mirror has one partner to write to
-    (the next node of the ring) and one that writes to it."""
+    (the next node of the ring) and one that writes to it.
+    """
     sessions = []
     for node, other in _pairs(plan):
         for client in sorted(set(plan.topology.nodes[node].clients) & set(plan.topology.nodes[other].clients)):
@@ -130,6 +131,8 @@ class Runner:
     world: World
     tell: Callable[[Progress], None] = lambda progress: None
     keep: bool = False
+    before_stop: Callable[[], None] = lambda: None
+    """Called before the world is taken down, in every way of ending: takes what would be gone with it."""
     _watcher: Watcher = field(init=False)
     _scheduled: list[_Scheduled] = field(init=False)
     _troubles: list[str] = field(default_factory=list)
@@ -153,11 +156,13 @@ class Runner:
         try:
             self.world.start()
             timings.bring_up = time.monotonic_ns() - begun
-            self._say("up", f"{len(self.topology.nodes)} nodes, {len(self.topology.cables)} cables, wire {self.world.wire}")
+            nodes, cables = len(self.topology.nodes), len(self.topology.cables)
+            self._say("up", f"{nodes} nodes, {cables} cables, wire {self.world.wire}")
             collected = self._phases(timings)
         finally:
             stopping = time.monotonic_ns()
             details, wire = (self.world.details(), self.world.wire) if collected else ({}, "")
+            self.before_stop()
             if not (self.keep and collected):
                 self.world.stop()
             timings.teardown = time.monotonic_ns() - stopping
@@ -181,11 +186,11 @@ class Runner:
         quiet_at = self._quiet_phase()
         stopped_at = self._stop_load()
         self._note_resources("loaded")
-        evidence = self._collect(quiet_at, stopped_at, None)
+        nvram = {number: world.nvram(node) for node, number in self.plan.node_ids.items()}
         close_at = self._close()
         timings.run = world.now() - self._load_at
         self._note_resources("closed")
-        return self._collect(quiet_at, stopped_at, close_at, nvram=evidence.nvram)
+        return self._collect(quiet_at, stopped_at, close_at, nvram=nvram)
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -224,7 +229,7 @@ class Runner:
     def _start_load(self) -> None:
         self._load_at = self.world.now()
         self.world.arm([entry.fault for entry in self._scheduled if entry.fault.needs_arming])
-        self._unloaded = {node: -1 for node in self.topology.nodes}
+        self._unloaded = dict.fromkeys(self.topology.nodes, -1)
         self._load_restarted_hosts()
         clients = ", ".join(
             f"{client} {load.record_bytes} B x {load.depth}" for client, load in self.scenario.workload.items()
@@ -257,7 +262,9 @@ class Runner:
         for node in self.topology.nodes:
             self._ask(node, {"op": "workload.stop"})
         if not self._wait(lambda: self._outstanding() == 0, DRAIN_BOUND_NS):
-            self._troubles.append(f"{self._outstanding()} requests still outstanding {DRAIN_BOUND_NS // SECOND} s after stop")
+            self._troubles.append(
+                f"{self._outstanding()} requests still outstanding {DRAIN_BOUND_NS // SECOND} s after the stop"
+            )
         self._say("stop", "workload drained")
         return stopped_at
 
@@ -273,7 +280,8 @@ class Runner:
     def _fault_phase(self) -> None:
         """Until each fault has happened and was undone, or its trigger did not fire in time; then a little longer."""
         until = self._load_at + TRIGGER_BOUND_NS
-        until += max((e.fault.step.trigger.at_ns for e in self._scheduled if isinstance(e.fault.step.trigger, At)), default=0)
+        triggers = [entry.fault.step.trigger for entry in self._scheduled]
+        until += max((trigger.at_ns for trigger in triggers if isinstance(trigger, At)), default=0)
         while self._fault_phase_goes_on() and self.world.now() < until:
             self._advance_to_next_fault()
             self._poll_faults()
@@ -281,7 +289,9 @@ class Runner:
         self._poll_faults()
 
     def _fault_phase_goes_on(self) -> bool:
-        return any(entry.at is None or (entry.clear_at is not None and entry.cleared is None) for entry in self._scheduled)
+        return any(
+            entry.at is None or (entry.clear_at is not None and entry.cleared is None) for entry in self._scheduled
+        )
 
     def _advance_to_next_fault(self) -> None:
         """Polls, but no further than the next moment of the schedule, so that a fault comes when it should."""
@@ -361,10 +371,13 @@ class Runner:
 
         bound = max([CONVERGE_BOUND_NS, *(_within(parameters) for parameters in self.scenario.expect.values())])
         if self._wait(converged, bound):
-            self._say("quiet", f"all sessions ready and working {(self.world.now() - quiet_at) / 1e6:.1f} ms after the last heal")
+            took = (self.world.now() - quiet_at) / MILLISECOND
+            self._say("quiet", f"all sessions ready and working {took:.1f} ms after the last heal")
         else:
             missing = ", ".join(self._session_name(session) for session in self._watcher.missing()[:4])
-            self._troubles.append(f"not converged within {bound / SECOND:.0f} s of the last heal; not ready: {missing or 'none'}")
+            self._troubles.append(
+                f"not converged within {bound / SECOND:.0f} s of the last heal; not ready: {missing or 'none'}"
+            )
         self._linger(QUIET_NS)
         return quiet_at
 
@@ -396,13 +409,11 @@ class Runner:
             clients={CLIENTS.index(client) + 1: client for client in CLIENTS},
             sessions=self._watcher.sessions,
             streams=expected_streams(self.plan, self.scenario),
-            entries=merge([list(read_entries(world.history(node))) for node in ids]) if close_at is not None or quiet_at is None else [],
+            entries=merge([list(read_entries(world.history(node))) for node in ids]),
             faults=self._fault_records(),
             nvram=nvram if nvram is not None else {ids[node]: world.nvram(node) for node in ids},
             counters={ids[node]: world.counters(node) for node in ids},
-            resources={
-                number: NodeResources(**moments) for number, moments in sorted(self._resources.items())
-            },
+            resources={number: NodeResources(**moments) for number, moments in sorted(self._resources.items())},
             load_at=self._load_at or now,
             quiet_at=quiet_at or now,
             stopped_at=stopped_at or now,

@@ -77,7 +77,8 @@ class Result:
 
 def judge(scenario: Scenario, topology_name: str, world: str, seed: int, outcome: Outcome) -> Result:
     """Runs the checks and decides: fail where one fails, inconclusive where an expected one had nothing to look at or a
-    trigger never fired, else pass."""
+    trigger never fired, else pass.
+    """
     evidence = outcome.evidence
     checks = run_checks(evidence, scenario.expect)
     checks.append(_orderly(outcome))
@@ -106,7 +107,9 @@ def _fired(evidence: Evidence) -> CheckResult:
     """Each fault of the schedule happened."""
     silent = [f"{fault.kind} {fault.target}" for fault in evidence.faults if fault.at is None]
     if silent:
-        return CheckResult("faults.fired", None, len(evidence.faults) - len(silent), f"never fired: {', '.join(silent)}")
+        return CheckResult(
+            "faults.fired", None, len(evidence.faults) - len(silent), f"never fired: {', '.join(silent)}"
+        )
     return CheckResult("faults.fired", True, len(evidence.faults), "each fault happened")
 
 

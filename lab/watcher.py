@@ -74,7 +74,7 @@ class Watcher:
 def streams_that_flow(
     histories: Mapping[str, memoryview], starts: Mapping[str, int], streams: Sequence[Session], since: int
 ) -> set[Session]:
-    """Which streams committed something that was submitted at or after `since`; reads each history from its start index."""
+    """Which streams committed what was submitted at or after `since`; reads each history from its start index."""
     submitted: set[tuple[Session, int, int]] = set()
     flowing: set[Session] = set()
     wanted = set(streams)

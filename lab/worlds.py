@@ -21,7 +21,8 @@ WIRES = ("auto", "xdp", "packet")
 
 def make_world(kind: str, plan: Plan, *, wire: str = "auto", seed: int = 0, keep: bool = False) -> World:
     """A world that is not yet started. Raises InputError for one that there isn't, MachineError where the machine lacks
-    what it needs."""
+    what it needs.
+    """
     if kind not in _HOME:
         raise InputError(None, None, None, f'unknown world "{kind}"; expected one of {", ".join(WORLDS)}')
     module, name = _HOME[kind]

@@ -65,7 +65,7 @@ class FaultRecord:
 
 @dataclass(frozen=True, slots=True)
 class NodeResources:
-    """What a host held at three moments, as it reported: verbs resources, file descriptors, threads. Empty: not asked."""
+    """What a host held at three moments, as it reported: verbs resources, descriptors, threads. Empty: not asked."""
 
     ready: Mapping[str, int] = field(default_factory=dict)
     loaded: Mapping[str, int] = field(default_factory=dict)
@@ -121,7 +121,8 @@ class Evidence:
 
     def alerts(self, session: Session) -> list[Entry]:
         """What the client was told, with the starts of its host in between, in the order in which it happened."""
-        told = [self._by_session.get((*session, k), []) for k in (Kind.READY_ALERT, Kind.ERROR_ALERT, Kind.SESSION_CLOSED)]
+        kinds = (Kind.READY_ALERT, Kind.ERROR_ALERT, Kind.SESSION_CLOSED)
+        told = [self._by_session.get((*session, kind), []) for kind in kinds]
         return _in_order([self._by_node.get((session.node, Kind.HOST_STARTED), []), *told])
 
     def session_name(self, session: Session) -> str:

@@ -12,7 +12,8 @@ ECHO_CLIENT = "echo"
 
 def delivered(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResult:
     """Each acknowledged message of the echo client reached the partner with the bytes that were sent; in an epoch none
-    came twice or before an earlier one."""
+    came twice or before an earlier one.
+    """
     findings = Findings("messages.delivered")
     for stream in evidence.streams:
         if evidence.clients.get(stream.client) != ECHO_CLIENT:

@@ -1,8 +1,8 @@
 """Mirrored data: the memory of both sides against the history (checks 1 and 5).
 
-For each slot of a writer's log the history tells which write was committed last and which were still under way after it.
-The bytes found must be the committed record, or one that was submitted later; anything else was lost, is stale, or was
-invented. A slot holds a mixture only where a later write was under way at the end.
+For each slot of a writer's log the history tells which write was committed last and which were still under way after
+it. The bytes found must be the committed record, or one that was submitted later; anything else was lost, is stale, or
+was invented. A slot holds a mixture only where a later write was under way at the end.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def _is_blank(view: memoryview) -> bool:
 
 def no_committed_loss(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResult:
     """Each committed record is whole on both cards, or overwritten by a later write of the same slot; nothing stale,
-    nothing invented."""
+    nothing invented.
+    """
     findings = Findings("mirror.no_committed_loss")
     torn = 0
     for stream in evidence.streams:

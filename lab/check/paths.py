@@ -1,4 +1,4 @@
-"""Paths and the peer connection: order of the handshake, fence before replay, what a partner can read (checks 2, 10)."""
+"""Paths and the peer connection: handshake in order, fence before replay, what a partner can read (checks 2, 10)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ STEPS = (1, 2, 3, 4)
 
 def handshake_ordered(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResult:
     """Each step of the handshake follows the one before it, step 3 (the partner has seen me) the partner's own step 1,
-    and nobody is told "ready" before step 4."""
+    and nobody is told "ready" before step 4.
+    """
     findings = Findings("handshake.ordered")
     for node in evidence.nodes:
         for partner in evidence.nodes:
@@ -89,7 +90,9 @@ def partner_readable(evidence: Evidence, parameters: Mapping[str, object]) -> Ch
         assert fault.at is not None
         for node in fault.nodes:
             _judge_readable(evidence, findings, node, fault.at)
-    return findings.result(f"{findings.exercised} boot stages read before the storage OS was active", "no host went down")
+    return findings.result(
+        f"{findings.exercised} boot stages read before the storage OS was active", "no host went down"
+    )
 
 
 def _judge_readable(evidence: Evidence, findings: Findings, node: int, fault_at: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ccm.history import Entry, Kind
 from lab.check.evidence import NANOSECONDS_PER_MILLISECOND, Evidence, FaultRecord, PathEnd, Session
@@ -132,12 +133,12 @@ def stream_numbers(evidence: Evidence, session: Session) -> StreamNumbers:
 
 
 def _longest_gap(evidence: Evidence, commits_at: Sequence[int]) -> tuple[int, int]:
-    """From the first commit on: how long the first one took is bring-up, not a gap. All of it where nothing committed."""
+    """From the first commit on, as the time before it is bring-up. All of the load where nothing was committed."""
     if not commits_at:
         return max(0, evidence.stopped_at - evidence.load_at), evidence.load_at
     within = [at for at in commits_at if at < evidence.stopped_at]
     moments = [commits_at[0], *within, max(evidence.stopped_at, commits_at[0])]
-    gaps = [(later - earlier, earlier) for earlier, later in zip(moments, moments[1:], strict=False)]
+    gaps = [(later - earlier, earlier) for earlier, later in pairwise(moments)]
     return max(gaps, key=lambda gap: gap[0])
 
 

@@ -1,5 +1,6 @@
 """Nothing leaked: verbs resources, descriptors and threads after the close, processes and namespaces after the end
-(check 13)."""
+(check 13).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ DESCRIPTORS_SLACK = 4
 
 def nothing_leaked(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResult:
     """After the orderly close sessions hold nothing, faults left no descriptor or thread behind, and after the teardown
-    no process, namespace or interface is there."""
+    no process, namespace or interface is there.
+    """
     findings = Findings("nothing.leaked")
     for node, resources in evidence.resources.items():
         _judge_node(findings, evidence.node_name(node), resources)

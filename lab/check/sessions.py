@@ -22,8 +22,9 @@ def parameter_ns(parameters: Mapping[str, object], name: str, otherwise: int) ->
 
 
 def recovered(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResult:
-    """After each fault each stream commits new work within the bound, counted from when the fault was undone (or happened,
-    if there is nothing to undo), and all sessions are ready at the end."""
+    """After each fault each stream commits new work within the bound, counted from when the fault was undone (or
+    happened, if there is nothing to undo), and all sessions are ready at the end.
+    """
     within = parameter_ns(parameters, "within_ns", RECOVERY_BOUND_NS)
     findings = Findings("sessions.recovered")
     slowest = 0
@@ -46,7 +47,8 @@ def recovered(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResu
 
 def _stopped_at(evidence: Evidence, fault: FaultRecord, session: Session) -> int:
     """When the stream was last stopped by the fault: the last that its node noticed of it, or the fault itself where it
-    noticed nothing (a packet that the adapter sent again)."""
+    noticed nothing (a packet that the adapter sent again).
+    """
     assert fault.at is not None
     detected_at = detection(evidence, fault, session)
     if detected_at is None:
@@ -113,7 +115,8 @@ def continued(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResu
 
 def broken(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResult:
     """A session broke after a fault, its client was told, and it came back in a newer epoch, within the bound if one is
-    given."""
+    given.
+    """
     within = parameter_ns(parameters, "within_ns", 0)
     findings = Findings("session.broken")
     first = min((fault.at for fault in evidence.faults if fault.at is not None), default=None)
@@ -132,13 +135,15 @@ def broken(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResult:
             elif within and back.at - alert.at > within:
                 findings.problem(f"{name}, came back after {(back.at - alert.at) / NANOSECONDS_PER_MILLISECOND:.1f} ms")
     return findings.result(
-        f"{findings.exercised} sessions were reported broken and came back in a newer epoch", "no session was reported broken"
+        f"{findings.exercised} sessions were reported broken and came back in a newer epoch",
+        "no session was reported broken",
     )
 
 
 def alerts_exactly_once(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResult:
     """One ready alert for each epoch, then at most one error alert for it; epochs grow, across reboots too; both sides
-    end in the same epoch."""
+    end in the same epoch.
+    """
     findings = Findings("alerts.exactly_once")
     last_epoch: dict[Session, int] = {}
     for session in evidence.sessions:
@@ -177,4 +182,3 @@ def _judge_alerts(evidence: Evidence, findings: Findings, session: Session) -> i
         else:
             ready = 0
     return ready
-

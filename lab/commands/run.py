@@ -45,7 +45,9 @@ def main(args: argparse.Namespace) -> int:
     return next((status for status in (1, 4) if status in statuses), EXIT_PASS)
 
 
-def _run_one(args: argparse.Namespace, scenario: object, cluster: object, *, several: bool) -> tuple[dict[str, object], int]:
+def _run_one(
+    args: argparse.Namespace, scenario: object, cluster: object, *, several: bool
+) -> tuple[dict[str, object], int]:
     """One scenario: gives its JSON object and exit status."""
     from lab.api import fresh_seed, run
     from lab.console import RunConsole, printer_for

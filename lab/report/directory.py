@@ -28,7 +28,8 @@ _REPORTED_PACKAGES = ("ccm-lab", "pyroute2", "scapy", "isal", "pydantic", "PyYAM
 
 def new_directory(scenario: str, seed: int, wanted: str | None, *, several: bool = False) -> Path:
     """Makes and gives the directory of one run: `wanted`, under it one for each scenario where there are several, or a
-    new one under ./lab-runs. Raises InputError when it can't be made."""
+    new one under ./lab-runs. Raises InputError when it can't be made.
+    """
     if wanted is not None and not several:
         return _made(Path(wanted))
     parent = RUNS_DIRECTORY if wanted is None else Path(wanted)
@@ -57,7 +58,7 @@ def _made(path: Path) -> Path:
 
 
 def write_report(result: Result, topology: Topology, directory: Path) -> None:
-    """Writes everything but the logs, which `copy_logs` takes while the nodes' files are there; sets `result.report`."""
+    """Writes all but the logs, which `copy_logs` takes while the nodes' files are there; sets `result.report`."""
     result.report = str(directory)
     evidence = result.outcome.evidence
     _write_json(directory / "result.json", result.to_json())

@@ -31,5 +31,9 @@ def junit_xml(result: Result) -> str:
             lines.append(f"{case}/>")
             continue
         tag = "skipped" if check.ok is None else "failure"
-        lines += [f"{case}>", f"    <{tag} message={quoteattr(check.detail)}>{escape(check.detail)}</{tag}>", "  </testcase>"]
+        lines += [
+            f"{case}>",
+            f"    <{tag} message={quoteattr(check.detail)}>{escape(check.detail)}</{tag}>",
+            "  </testcase>",
+        ]
     return "\n".join([*lines, "</testsuite>", ""])

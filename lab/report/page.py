@@ -1,4 +1,4 @@
-"""The report of a run as one HTML page that needs nothing else: verdict, timeline, a close look at each fault, tables."""
+"""The report of a run as one HTML page that needs nothing else: verdict, timeline, a look at each fault, tables."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _legend() -> str:
 
 def _close_looks(result: Result) -> str:
     """For each fault that was noticed the moments around it, enlarged."""
-    shown = []
+    shown: list[str] = []
     evidence = result.outcome.evidence
     for fault in evidence.faults:
         moments = _moments(result, fault)
@@ -191,7 +191,7 @@ def _workload(result: Result) -> str:
         )
         for client, n in result.workload.items()
     )  # fmt: skip
-    heads = [("client", False), ("committed", True), ("lost", True), ("p50", True), ("p99", True), ("longest gap", True)]
+    heads = [("client", False), *((name, True) for name in ("committed", "lost", "p50", "p99", "longest gap"))]
     return _table(heads, rows)
 
 

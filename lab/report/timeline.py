@@ -49,16 +49,15 @@ class _Rows:
 
     def label(self, text: str, height: float) -> None:
         middle = self.y + height / 2 + 4
-        self.shapes.append(f'<text x="{LABEL_WIDTH - 12}" y="{middle:g}" text-anchor="end" class="row">{escape(text)}</text>')
+        place = f'x="{LABEL_WIDTH - 12}" y="{middle:g}" text-anchor="end"'
+        self.shapes.append(f'<text {place} class="row">{escape(text)}</text>')
 
     def segment(self, start: int, end: int, height: float, colour: str, title: str) -> None:
         left, right = self.span.x(start), self.span.x(end)
         if right - left < 0.05 and not self.span.covers(start):
             return
-        self.shapes.append(
-            f'<rect x="{left:.2f}" y="{self.y:g}" width="{max(right - left, 0.8):.2f}" height="{height:g}" fill="{colour}">'
-            f"<title>{escape(title)}</title></rect>"
-        )
+        place = f'x="{left:.2f}" y="{self.y:g}" width="{max(right - left, 0.8):.2f}" height="{height:g}"'
+        self.shapes.append(f'<rect {place} fill="{colour}"><title>{escape(title)}</title></rect>')
 
     def tick(self, at: int, height: float, colour: str, title: str) -> None:
         if not self.span.covers(at):
@@ -77,7 +76,7 @@ def whole_run(evidence: Evidence) -> Span:
 
 
 def around(evidence: Evidence, fault: FaultRecord, moments: Sequence[int]) -> Span | None:
-    """A close look at a fault: from shortly before it until shortly after the last of `moments`. None: nothing to see."""
+    """A close look at a fault: from shortly before it until after the last of `moments`. None: nothing to see."""
     if fault.at is None or not moments:
         return None
     length = max(max(moments) - fault.at, 4_000_000)
@@ -147,10 +146,11 @@ def _fault_bands(evidence: Evidence, span: Span, height: float) -> list[str]:
         y = AXIS_HEIGHT + 12 + 14 * (number % 2)
         label = f"{fault.kind} {fault.target}"
         anchor, x = ("end", right) if left > WIDTH - 220 else ("start", left + 3)
+        depth = height - AXIS_HEIGHT
         shapes += [
-            f'<rect x="{left:.2f}" y="{AXIS_HEIGHT}" width="{max(right - left, 1.2):.2f}" height="{height - AXIS_HEIGHT:g}"'
+            f'<rect x="{left:.2f}" y="{AXIS_HEIGHT}" width="{max(right - left, 1.2):.2f}" height="{depth:g}"'
             f' fill="{BAND}" opacity="0.16"><title>{escape(label)}</title></rect>',
-            f'<line x1="{left:.2f}" y1="{AXIS_HEIGHT}" x2="{left:.2f}" y2="{height:g}" stroke="{BAND}" stroke-width="1.2"/>',
+            f'<rect x="{left:.2f}" y="{AXIS_HEIGHT}" width="1.2" height="{depth:g}" fill="{BAND}"/>',
             f'<text x="{x:.2f}" y="{y}" text-anchor="{anchor}" class="fault">{escape(label)}</text>',
         ]
     return shapes

@@ -1,7 +1,7 @@
 """An adapter in virtual time: the real `emul.adapter.Adapter`, given its turns by the scheduler.
 
-A turn takes what has arrived, what the host has posted and what is due, then puts what there is to send on the cable. It
-comes a little after whatever caused it, as a real card and its process would.
+A turn takes what has arrived, what the host has posted and what is due, then puts what there is to send on the cable.
+It comes a little after whatever caused it, as a real card and its process would.
 """
 
 from __future__ import annotations

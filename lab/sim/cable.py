@@ -1,13 +1,14 @@
 """Cables and switches in virtual time: delay with jitter, carrier, silent loss, and the injector in the middle.
 
-Frames of one direction of a cable never overtake each other. A cable that is cut loses what is on its way. What an armed
-cable does to a frame is decided by the same injector core as on real frames.
+Frames of one direction of a cable never overtake each other. A cable that is cut loses what is on its way. What an
+armed cable does to a frame is decided by the same injector core as on real frames.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from emul.clock import SECOND
@@ -128,7 +129,7 @@ class Cable:
             self._scheduler.trace(What.CARRIER, self.number * 2 + index, int(up))
             notice = CARRIER_NOTICE_NS + int(self._rng.random() * CARRIER_JITTER_NS)
             end = self.ends[index]
-            self._scheduler.after(notice, Priority.ADAPTER, lambda end=end, index=index: self._notice(end, index))
+            self._scheduler.after(notice, Priority.ADAPTER, partial(self._notice, end, index))
 
     def _notice(self, end: CableEnd, index: int) -> None:
         end.on_carrier(not self.unplugged[index])  # as it is now: a short flap may go unseen, as with a real port

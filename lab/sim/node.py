@@ -6,11 +6,14 @@ process on a busy machine does.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from ccm.history import HEADER_BYTES, RECORD_BYTES, HistoryWriter
 from ccm.host import Host
+
+from ccm.history import HEADER_BYTES, RECORD_BYTES, HistoryWriter
 from emul.clock import MICROSECOND, MILLISECOND
 from emul.device import LocalDevice
 from emul.memory import Memory
@@ -63,7 +66,7 @@ class SimNode:
                 cluster_key=plan.topology.cluster_key,
                 node_memory=self.memory,
                 scheduler=scheduler,
-                rng=lambda generation, adapter=adapter: streams.stream(f"adapter/{name}.{adapter}/{generation}"),
+                rng=partial(_card_stream, streams, f"adapter/{name}.{adapter}"),
                 wake_host=self.wake,
             )
             for adapter in node.adapters
@@ -163,3 +166,8 @@ class SimNode:
         if boots == self._boots and self._timer_at == at:
             self._timer_at = None
             self.wake()
+
+
+def _card_stream(streams: Streams, slot: str, generation: int) -> random.Random:
+    """Each card that is put into a slot draws its own numbers."""
+    return streams.stream(f"{slot}/{generation}")

@@ -91,7 +91,13 @@ class Story:
     def crash(self, node: int, at: float, until: float) -> None:
         self.faults.append(
             FaultRecord(
-                1, "host.crash", NAMES[node], int(at * MILLISECOND), int(until * MILLISECOND), 1, nodes=frozenset({node})
+                1,
+                "host.crash",
+                NAMES[node],
+                int(at * MILLISECOND),
+                int(until * MILLISECOND),
+                1,
+                nodes=frozenset({node}),
             )
         )
 
@@ -127,6 +133,11 @@ def story() -> Story:
     return begun
 
 
+def assert_holds(result: CheckResult, exercised: int) -> None:
+    assert result.ok, result
+    assert result.exercised == exercised, result
+
+
 def assert_fails(result: CheckResult, *words: str) -> None:
     assert result.ok is False, result
     for word in words:
@@ -139,8 +150,7 @@ def assert_fails(result: CheckResult, *words: str) -> None:
 def test_alerts_in_their_turn_are_good(story: Story) -> None:
     story.error(10, A), story.error(11, B)
     story.ready(20, A, epoch=2), story.ready(20, B, epoch=2)
-    result = story.judge("alerts.exactly_once")
-    assert result.ok and result.exercised == 6
+    assert_holds(story.judge("alerts.exactly_once"), 6)
 
 
 def test_a_second_ready_alert_for_an_epoch_is_found(story: Story) -> None:
@@ -183,8 +193,7 @@ def test_both_sides_must_end_in_the_same_epoch(story: Story) -> None:
 def test_committed_records_on_both_cards_are_good(story: Story) -> None:
     for sequence in range(10):
         story.write(10 + sequence, sequence)
-    result = story.judge("mirror.no_committed_loss")
-    assert result.ok and result.exercised == 8, result  # 4 slots on 2 cards
+    assert_holds(story.judge("mirror.no_committed_loss"), 8)  # 4 slots on 2 cards
 
 
 @pytest.mark.parametrize(("node", "half", "where"), [(A, 0, "a's card"), (B, HALF, "b's card")])
@@ -210,7 +219,8 @@ def test_a_slot_with_a_write_under_way_may_hold_either_or_a_mixture(story: Story
     assert story.judge("mirror.no_committed_loss").ok
     story.cards[B][HALF : HALF + 8] = bytes(8)
     result = story.judge("mirror.no_committed_loss")
-    assert result.ok and "in doubt" in result.detail
+    assert result.ok
+    assert "in doubt" in result.detail
 
 
 def test_a_record_of_a_later_incarnation_supersedes_one_with_a_greater_sequence(story: Story) -> None:
@@ -252,8 +262,7 @@ def echo(story: Story, at: float, sequence: int, *, delivered: bool = True, dige
 
 def test_messages_delivered_once_are_good(story: Story) -> None:
     echo(story, 10, 1), echo(story, 11, 2)
-    result = story.judge("messages.delivered")
-    assert result.ok and result.exercised == 2
+    assert_holds(story.judge("messages.delivered"), 2)
 
 
 def test_an_acknowledged_message_that_never_came_is_found(story: Story) -> None:
@@ -288,8 +297,7 @@ def failover(story: Story, detected: float, resumed: float) -> None:
 
 def test_work_that_flows_again_within_the_bound_is_recovered(story: Story) -> None:
     failover(story, 101, 110)
-    result = story.judge("sessions.recovered", within_ns=50 * MILLISECOND)
-    assert result.ok and result.exercised == 2, result
+    assert_holds(story.judge("sessions.recovered", within_ns=50 * MILLISECOND), 2)
 
 
 def test_work_that_flows_too_late_is_found(story: Story) -> None:
@@ -359,8 +367,7 @@ def test_broken_sessions_come_back_in_a_newer_epoch(story: Story) -> None:
     story.error(101, A), story.error(101, B)
     assert_fails(story.judge("session.broken"), "did not come back")
     story.ready(160, A, epoch=2), story.ready(160, B, epoch=2)
-    result = story.judge("session.broken")
-    assert result.ok and result.exercised == 2
+    assert_holds(story.judge("session.broken"), 2)
     assert_fails(story.judge("session.broken", within_ns=20 * MILLISECOND), "after 59.0 ms")
 
 
@@ -368,8 +375,7 @@ def test_broken_sessions_come_back_in_a_newer_epoch(story: Story) -> None:
 
 
 def test_the_steps_of_the_handshake_in_order_are_good(story: Story) -> None:
-    result = story.judge("handshake.ordered")
-    assert result.ok and result.exercised == 8
+    assert_holds(story.judge("handshake.ordered"), 8)
 
 
 def test_a_skipped_step_is_found(story: Story) -> None:
@@ -395,8 +401,7 @@ def test_being_seen_by_a_partner_that_has_not_looked_is_found() -> None:
 
 def test_a_replay_after_the_fence_is_good(story: Story) -> None:
     failover(story, 101, 110)
-    result = story.judge("fence.before_replay")
-    assert result.ok and result.exercised == 1
+    assert_holds(story.judge("fence.before_replay"), 1)
 
 
 def test_a_replay_without_fence_is_found(story: Story) -> None:
@@ -419,8 +424,7 @@ def test_boot_status_read_before_the_storage_os_is_good(story: Story) -> None:
     story.boot(150, B, incarnation=2)
     story.note(155, Kind.PARTNER_STATUS, A, extra=Stage.LOADER, sequence=2)
     story.note(200, Kind.STAGE, B, extra=Stage.STORAGE_OS)
-    result = story.judge("partner.readable")
-    assert result.ok and result.exercised == 1
+    assert_holds(story.judge("partner.readable"), 1)
 
 
 def test_boot_status_read_only_when_serving_is_found(story: Story) -> None:
@@ -434,8 +438,7 @@ def test_boot_status_read_only_when_serving_is_found(story: Story) -> None:
 def test_retransmissions_are_counted(story: Story) -> None:
     assert story.judge("retransmission.seen").ok is None
     story.counters = {A: {"retransmissions": 2, "rx_frames": 9}}
-    result = story.judge("retransmission.seen")
-    assert result.ok and result.exercised == 2
+    assert_holds(story.judge("retransmission.seen"), 2)
 
 
 # -- leaks and figures ------------------------------------------------------------------------------------------------
@@ -460,7 +463,7 @@ def test_numbers_of_a_stream(story: Story) -> None:
     numbers = stream_numbers(story.evidence(), Session(A, B, MIRROR))
     assert numbers.committed == 4
     assert numbers.latencies_ns == [MILLISECOND] * 4
-    assert numbers.gap_ns == 26 * MILLISECOND and numbers.gap_at == 15 * MILLISECOND
+    assert (numbers.gap_ns, numbers.gap_at) == (26 * MILLISECOND, 15 * MILLISECOND)
 
 
 @pytest.mark.parametrize(("percent", "expected"), [(50, 2), (99, 4), (1, 1), (100, 4)])
