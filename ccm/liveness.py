@@ -1,0 +1,92 @@
+"""Is a path alive: one-sided reads of the partner's status page, and limits that adapt to what was seen.
+
+A probe is an RDMA READ, so the partner's adapter answers it whether its host runs or not. One probe is under way at a
+time, about every PROBE_INTERVAL_NS. A path is silent when a probe has been under way and nothing at all has come back on
+the path for its limit: the larger of a floor and several times the worst round trip seen lately, since on a loaded machine
+any wake-up may take milliseconds. The time during which our own process was not run is credited: our late timer is not
+the partner's silence. The last living path gets a longer limit, because nothing would be won by giving it up.
+"""
+
+from __future__ import annotations
+
+from emul.clock import MILLISECOND, SECOND, Instant
+
+PROBE_INTERVAL_NS = 5 * MILLISECOND
+LIMIT_FLOOR_NS = 16 * MILLISECOND
+"""Wake-ups of 2-4 ms are common on a loaded machine, so a lower limit would raise false alarms."""
+LIMIT_MOST_NS = 100 * MILLISECOND
+LIMIT_FACTOR = 4
+ALONE_LIMIT_NS = 250 * MILLISECOND
+"""Limit of the last living path."""
+WINDOW_NS = 5 * SECOND
+"""The worst round trip of this window and the one before counts."""
+
+
+class Liveness:
+    """When one path was last heard of, and until when it may stay silent."""
+
+    __slots__ = ("_base_at", "_window_at", "_worst_ns", "_worst_before_ns", "last_life_at", "next_probe_at", "probe_at", "rtt_ns")  # fmt: skip  # noqa: E501
+
+    def __init__(self, *, now: Instant) -> None:
+        self.probe_at: Instant | None = None
+        """When the probe under way was posted; None when there is none."""
+        self.last_life_at = now
+        self.next_probe_at = now
+        self.rtt_ns = 0
+        self._base_at = now
+        self._window_at = now
+        self._worst_ns = 0
+        self._worst_before_ns = 0
+
+    def probe_due(self, *, now: Instant) -> bool:
+        """Whether it is time for a probe and none is under way."""
+        return self.probe_at is None and now >= self.next_probe_at
+
+    def on_probe(self, *, now: Instant) -> None:
+        """A probe was posted."""
+        self.probe_at = now
+        self.next_probe_at = Instant(now + PROBE_INTERVAL_NS)
+        self._base_at = max(self.last_life_at, Instant(now - PROBE_INTERVAL_NS))
+
+    def on_answer(self, *, now: Instant) -> None:
+        """The probe under way was answered."""
+        if self.probe_at is not None:
+            self.rtt_ns = now - self.probe_at
+            self._note_worst(self.rtt_ns, now=now)
+        self.probe_at = None
+        self.on_life(now=now)
+
+    def on_life(self, *, now: Instant) -> None:
+        """Something completed successfully on the path."""
+        if now > self.last_life_at:
+            self.last_life_at = now
+            self._base_at = max(self._base_at, now)
+
+    def credit(self, late_ns: int, *, now: Instant) -> None:
+        """Our own process was not run for `late_ns`: that time doesn't count as silence."""
+        self._base_at = min(now, Instant(self._base_at + late_ns))
+
+    @property
+    def limit_ns(self) -> int:
+        """Silence after which a path is given up for another one."""
+        worst = max(self._worst_ns, self._worst_before_ns)
+        return max(LIMIT_FLOOR_NS, min(LIMIT_MOST_NS, LIMIT_FACTOR * worst))
+
+    @property
+    def alone_limit_ns(self) -> int:
+        """Silence after which the last path is given up."""
+        return max(ALONE_LIMIT_NS, self.limit_ns)
+
+    def silent_at(self) -> Instant | None:
+        """When the path will be silent; None while no probe is under way (who did not ask can't miss an answer)."""
+        return None if self.probe_at is None else Instant(self._base_at + self.limit_ns)
+
+    def silent_alone_at(self) -> Instant | None:
+        """The same with the limit of the last path."""
+        return None if self.probe_at is None else Instant(self._base_at + self.alone_limit_ns)
+
+    def _note_worst(self, rtt_ns: int, *, now: Instant) -> None:
+        if now - self._window_at > WINDOW_NS:
+            self._worst_before_ns = self._worst_ns if now - self._window_at <= 2 * WINDOW_NS else 0
+            self._worst_ns, self._window_at = 0, now
+        self._worst_ns = max(self._worst_ns, rtt_ns)

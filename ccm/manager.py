@@ -1,0 +1,132 @@
+"""The cluster connection manager of one node: routes events to the partner that they are about, and decides nothing.
+
+Events in, lists of actions out; time is given by the caller. The driver executes the actions in their order. Equal events
+at equal times give equal actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ccm import events as ev
+from ccm.actions import Action
+from ccm.peering import PartnerConfig, Peering
+from emul.clock import Instant, earliest
+
+_HANDLERS: dict[type, Callable[..., None]] = {
+    ev.PeerConnected: Peering.on_peer_connected,
+    ev.PeerRefused: Peering.on_peer_refused,
+    ev.PeerLost: Peering.on_peer_lost,
+    ev.StatusRead: Peering.on_status,
+    ev.StatusUnreadable: Peering.on_status_unreadable,
+    ev.SeenRead: Peering.on_seen,
+    ev.RecordWritten: Peering.on_record_written,
+    ev.RecordArrived: Peering.on_record,
+    ev.FenceAnswered: Peering.on_fence_answered,
+    ev.FencedByPartner: Peering.on_fenced_by_partner,
+    ev.LifeSeen: Peering.on_life,
+    ev.LanesOpened: Peering.on_lanes_opened,
+    ev.LanesConnected: Peering.on_lanes_connected,
+    ev.LanesFailed: Peering.on_lanes_failed,
+    ev.ViFailed: Peering.on_vi_failed,
+    ev.ClientOpened: Peering.on_client_opened,
+    ev.ClientClosed: Peering.on_client_closed,
+}
+_TIMELESS: dict[type, Callable[..., None]] = {ev.RecordRefused: Peering.on_record_refused, ev.Moved: Peering.on_moved}
+
+
+class Manager:
+    """One manager. `known_epoch` gives the highest session epoch ever agreed with a partner, by its node id."""
+
+    def __init__(
+        self,
+        node: int,
+        name: str,
+        incarnation: int,
+        partners: Sequence[PartnerConfig],
+        known_epoch: Callable[[int], int],
+        *,
+        now: Instant,
+    ) -> None:
+        self.node = node
+        self.incarnation = incarnation
+        self.peerings = {
+            partner.node: Peering(node, name, incarnation, partner, known_epoch(partner.node), now=now)
+            for partner in partners
+        }
+
+    def handle(self, event: ev.Event, *, now: Instant) -> list[Action]:
+        """Takes one event. Raises KeyError for a partner that the configuration does not name."""
+        if isinstance(event, ev.CarrierLost | ev.CarrierFound):
+            actions: list[Action] = []
+            for peering in self.peerings.values():
+                peering.on_carrier(event.adapter, isinstance(event, ev.CarrierFound), now=now)
+                actions += _take_actions(peering)
+            return actions
+        peering = self.peerings[event.partner]
+        kind = type(event)
+        if kind in _TIMELESS:
+            _TIMELESS[kind](peering, event)
+        else:
+            _HANDLERS[kind](peering, event, now=now)
+        return _take_actions(peering)
+
+    def on_time(self, *, now: Instant) -> list[Action]:
+        """Runs the timers that are due; needless calls give no actions."""
+        actions: list[Action] = []
+        for peering in self.peerings.values():
+            peering.on_time(now=now)
+            actions += _take_actions(peering)
+        return actions
+
+    def next_deadline(self) -> Instant | None:
+        """When `on_time` has something to do again."""
+        return earliest(*(peering.next_deadline() for peering in self.peerings.values()))
+
+    def status(self) -> dict[str, Any]:
+        """What `lab status` shows: partners, paths, sessions; values are JSON-able, times are instants in ns."""
+        return {peering.partner_name: describe(peering) for peering in self.peerings.values()}
+
+
+def _take_actions(peering: Peering) -> list[Action]:
+    actions = list(peering.out)
+    peering.out.clear()
+    return actions
+
+
+def describe(peering: Peering) -> dict[str, Any]:
+    """The state of everything with one partner."""
+    return {
+        "id": peering.partner,
+        "incarnation": peering.partner_incarnation,
+        "stage": peering.partner_stage,
+        "version": peering.agreement.version if peering.agreement is not None else None,
+        "refused": peering.refused_records,
+        "last_refusal": peering.last_refusal,
+        "paths": [
+            {
+                "index": path.index,
+                "state": path.state.name,
+                "since_ns": path.since,
+                "reason": path.reason.name,
+                "carrier": path.carrier,
+                "generation": path.pairing.generation,
+                "fence_epoch": path.fence_epoch,
+                "rtt_ns": path.liveness.rtt_ns,
+                "limit_ns": path.liveness.limit_ns,
+            }
+            for path in peering.paths.paths
+        ],
+        "sessions": [
+            {
+                "client": session.name,
+                "state": session.state.name,
+                "epoch": session.epoch,
+                "since_ns": session.since,
+                "reason": session.reason.name,
+                "routes": [session.routes[vi] for vi in sorted(session.routes)],
+            }
+            for session in peering.sessions.sessions.values()
+        ],
+    }

@@ -1,0 +1,217 @@
+"""One path to a partner: its states as a table, its timers, and what else belongs to one path.
+
+All that changes a path's state is here. What follows from a change (fence, replay, alerts) is decided in `ccm.partner`
+with the help of `ccm.pathset`. An input outside the table raises: it would be a mistake of ours.
+
+    DOWN -> CONNECTING -> HANDSHAKE -> EXCHANGE -> UP <-> SUSPECT
+     ^                                              |        |
+     +------------------ FENCING <------------------+--------+
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from ccm.handshake import Handshake
+from ccm.liveness import Liveness
+from ccm.pairing import Pairing
+from ccm.reasons import Reason
+from emul.clock import MILLISECOND, SECOND, Instant, earliest
+
+
+class PathState(IntEnum):
+    """States of a path."""
+
+    DOWN = 0
+    """Not in use; a new attempt when its retry time has come and the port has a carrier."""
+    CONNECTING = 1
+    """The well-known connection is being made."""
+    HANDSHAKE = 2
+    """The four steps are under way, or wait for the partner's host."""
+    EXCHANGE = 3
+    """Steps done; the partners' queue pairs for this path are not both made yet."""
+    UP = 4
+    """Carries sessions."""
+    SUSPECT = 5
+    """Silent, and the last one: work is still posted, since there is nothing to fail over to."""
+    FENCING = 6
+    """Lost; its unconfirmed work waits until the partner has acknowledged the fence over another path."""
+
+
+class Input(IntEnum):
+    """What can happen to a path."""
+
+    DUE = 0
+    """The retry time has come, and there is a carrier."""
+    CONNECTED = 1
+    REFUSED = 2
+    """No connection came about."""
+    PROVEN = 3
+    """Four steps done."""
+    PAIRED = 4
+    """Both sides' queue pairs of this generation belong together."""
+    SILENT = 5
+    """Silent, another path is up."""
+    SILENT_ALONE = 6
+    """Silent, no other path is up."""
+    LIFE = 7
+    """Something came back."""
+    LOST = 8
+    """Carrier loss, completion error, fence by the partner; another path is up to fence this one."""
+    LOST_ALONE = 9
+    """The same with no other path up."""
+    FENCED = 10
+    """The fence is acknowledged, or there is nothing left to fence for."""
+    RESTARTED = 11
+    """The partner's host has a new incarnation, or none; the well-known connection lives on."""
+
+
+_D, _C, _H, _E, _U, _S, _F = PathState
+_SAME: dict[PathState, PathState] = {state: state for state in PathState}
+
+TABLE: dict[Input, dict[PathState, PathState]] = {
+    Input.DUE: {_D: _C},
+    Input.CONNECTED: {_C: _H},
+    Input.REFUSED: {_C: _D},
+    Input.PROVEN: {_H: _E},
+    Input.PAIRED: {_E: _U, _U: _U, _S: _S},
+    Input.SILENT: {_U: _F, _S: _F},
+    Input.SILENT_ALONE: {_U: _S, _S: _S},
+    Input.LIFE: _SAME | {_S: _U},
+    Input.LOST: _SAME | {_C: _D, _H: _D, _E: _D, _U: _F, _S: _F},
+    Input.LOST_ALONE: {state: _D for state in PathState},
+    Input.FENCED: {_F: _D},
+    Input.RESTARTED: {_D: _D, _C: _C, _H: _H, _E: _H, _U: _H, _S: _H, _F: _D},
+}
+"""(input, state) -> next state; a missing cell is an input that cannot come in that state."""
+
+RETRY_FIRST_NS = 20 * MILLISECOND
+RETRY_MOST_NS = 250 * MILLISECOND
+"""Time between attempts to connect; doubles up to the bound, which bounds the time to notice a healed cable too."""
+HOLD_DOWN_FIRST_NS = 50 * MILLISECOND
+HOLD_DOWN_MOST_NS = 2 * SECOND
+"""How long a lost path stays down at least; doubles for a path that was up only shortly (flapping)."""
+STEADY_NS = 2 * SECOND
+"""A path that was up for this long is not flapping."""
+REFUSED_RETRY_NS = SECOND
+"""After a wrong proof or identity: somebody has to mend that, haste won't."""
+POLL_NS = 5 * MILLISECOND
+"""Time between repetitions of read 1 and read 2."""
+FENCE_TIMEOUT_NS = 20 * MILLISECOND
+"""A fence request without answer is repeated over the next living path after this time."""
+FENCE_ATTEMPTS_MAX = 8
+"""Then the path's work is given up: its sessions break."""
+CONNECT_TIMEOUT_NS = 250 * MILLISECOND
+"""An attempt to connect without any answer ends after this time."""
+
+
+class Path:
+    """State of one path; `index` is its number, `adapter` the local adapter's index."""
+
+    __slots__ = (
+        "adapter", "carrier", "connect_by", "fence_attempts", "fence_epoch", "fence_number", "fence_retry_at", "fence_target",
+        "handshake", "hold_down_ns", "index", "liveness", "mtu", "pairing", "poll_at", "poll_posted", "reason",
+        "retry_at", "retry_ns", "seen_sequence", "since", "state", "up_since",
+    )  # fmt: skip
+
+    def __init__(self, index: int, adapter: int, incarnation: int, *, now: Instant) -> None:
+        self.index = index
+        self.adapter = adapter
+        self.carrier = True
+        self.state = PathState.DOWN
+        self.since = now
+        self.up_since = now
+        self.reason = Reason.NONE
+        self.handshake = Handshake(incarnation, index)
+        self.liveness = Liveness(now=now)
+        self.pairing = Pairing()
+        self.connect_by = now
+        self.mtu = 1
+        self.fence_epoch = 0
+        """This node's fence epoch of the path: our queue pairs carry it."""
+        self.fence_target = 0
+        """The fence epoch that we ask the partner for, while FENCING."""
+        self.fence_number = 0
+        self.fence_attempts = 0
+        self.fence_retry_at: Instant | None = None
+        self.retry_at: Instant | None = now
+        self.retry_ns = RETRY_FIRST_NS
+        self.hold_down_ns = HOLD_DOWN_FIRST_NS
+        self.poll_at: Instant | None = None
+        self.poll_posted = False
+        """A read of the handshake is under way."""
+        self.seen_sequence = 0
+        """Sequence of the SEEN record under way."""
+
+    def take(self, what: Input, *, now: Instant, reason: Reason = Reason.NONE) -> bool:
+        """Goes where the table says; whether the state changed. Raises KeyError for a cell that is not there."""
+        former = self.state
+        following = TABLE[what][former]
+        if following is former:
+            return False
+        self.state, self.since = following, now
+        if what is not Input.FENCED:
+            self.reason = reason
+        if following is PathState.UP and former is not PathState.SUSPECT:
+            self.up_since = now
+        elif following is PathState.CONNECTING:
+            self.connect_by = Instant(now + CONNECT_TIMEOUT_NS)
+        elif following is PathState.EXCHANGE:
+            self.liveness = Liveness(now=now)
+        elif following is PathState.DOWN:
+            self._go_down(former, now=now, reason=reason)
+        elif following is PathState.HANDSHAKE:
+            self.poll_at, self.poll_posted = now, False
+            self.handshake.restart()
+        return True
+
+    def allows(self, what: Input) -> bool:
+        """Whether the table has a cell for `what` in this state."""
+        return self.state in TABLE[what]
+
+    @property
+    def usable(self) -> bool:
+        """Whether sessions may post on it."""
+        return self.state in (PathState.UP, PathState.SUSPECT)
+
+    @property
+    def proven(self) -> bool:
+        """Whether the four steps are done, so that records may be written over it."""
+        return self.state in (PathState.EXCHANGE, PathState.UP, PathState.SUSPECT)
+
+    def next_deadline(self, *, alone: bool) -> Instant | None:
+        """When something has to be looked at. `alone`: no other path is up."""
+        if self.state is PathState.DOWN:
+            return self.retry_at if self.carrier else None
+        if self.state is PathState.HANDSHAKE:
+            return None if self.poll_posted else self.poll_at
+        if self.state is PathState.FENCING:
+            return self.fence_retry_at
+        if self.state is PathState.CONNECTING:
+            return self.connect_by
+        probe_at = self.liveness.next_probe_at if self.liveness.probe_at is None else None
+        return earliest(self.silent_at(alone=alone), probe_at)
+
+    def silent_at(self, *, alone: bool) -> Instant | None:
+        """When the silence of a proven path has a consequence: suspicion or loss."""
+        patient = self.state is PathState.EXCHANGE or (self.state is PathState.SUSPECT and alone)
+        return self.liveness.silent_alone_at() if patient else self.liveness.silent_at()
+
+    def hurry(self, *, now: Instant) -> None:
+        """No path is left, so holding this one down would only prolong the outage."""
+        if self.state is PathState.DOWN and self.retry_at is not None:
+            self.retry_at = min(self.retry_at, Instant(now + RETRY_FIRST_NS))
+
+    def _go_down(self, former: PathState, *, now: Instant, reason: Reason) -> None:
+        self.handshake.restart()
+        self.poll_at = None
+        self.fence_retry_at = None
+        if former in (PathState.CONNECTING, PathState.HANDSHAKE):
+            wait = REFUSED_RETRY_NS if reason in (Reason.WRONG_PROOF, Reason.WRONG_IDENTITY) else self.retry_ns
+            self.retry_ns = min(2 * self.retry_ns, RETRY_MOST_NS)
+        else:
+            steady = now - self.up_since >= STEADY_NS
+            self.hold_down_ns = HOLD_DOWN_FIRST_NS if steady else min(2 * self.hold_down_ns, HOLD_DOWN_MOST_NS)
+            wait = self.hold_down_ns
+            self.retry_ns = RETRY_FIRST_NS
+        self.retry_at = Instant(now + wait)

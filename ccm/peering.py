@@ -1,0 +1,536 @@
+"""All that is between this node and one partner: takes the partner's events, drives paths, handshake, exchange, sessions.
+
+Each path lives in `ccm.path`, each session in `ccm.session`; what is here is the order in which one follows from the
+other: connect, four steps, exchange, up; loss, fence, replay, rejoin. After an event that may have changed something
+`_settle` repeats the level-triggered steps until nothing moves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from ccm import events as ev
+from ccm.actions import (
+    Action, CloseLanes, ConnectLanes, ConnectPeer, DisconnectPeer, HoldPath, NotePathDown, NotePathFenced, NotePathUp,
+    NoteRefused, NoteStep, ReadInbox, ReadSeen, ReadStatus, RequestFence, TellPartnerStatus, WriteRecord,
+)  # fmt: skip
+from ccm.exchange import Info, LaneEntry, Manifest, PathInfo, Record, RecordKind, Seen, Sessions
+from ccm.handshake import STAGE_LOADER, Step
+from ccm.pairing import Verdict
+from ccm.path import FENCE_ATTEMPTS_MAX, FENCE_TIMEOUT_NS, POLL_NS, Input, Path, PathState
+from ccm.pathset import PathSet
+from ccm.peerinfo import Agreement, agree, own_info
+from ccm.publisher import Publisher
+from ccm.reasons import Reason
+from ccm.sessions import SessionSet
+from emul.clock import MILLISECOND, Instant, earliest
+
+SETTLE_ROUNDS_MAX = 16
+"""A round takes each machine at most one step; no chain of steps is longer."""
+FAILBACK_AFTER_NS = 100 * MILLISECOND
+"""How long a path must be up again before virtual interfaces move back to it."""
+STATUS_TELL_NS = 20 * MILLISECOND
+"""Unchanged boot status is passed on to the clients at most this often."""
+LATE_NS = 2 * MILLISECOND
+"""A timer run later than this was held up: the time is credited to the paths."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartnerConfig:
+    """One partner as the configuration names it: `paths` are (path index, local adapter index)."""
+
+    node: int
+    name: str
+    paths: tuple[tuple[int, int], ...]
+
+
+class Peering:
+    """This node's side of everything with one partner."""
+
+    def __init__(
+        self, node: int, name: str, incarnation: int, partner: PartnerConfig, known_epoch: int, *, now: Instant
+    ) -> None:
+        self.partner = partner.node
+        self.partner_name = partner.name
+        self.node_name = name
+        self.incarnation = incarnation
+        self.out: list[Action] = []
+        self.paths = PathSet([Path(index, adapter, incarnation, now=now) for index, adapter in partner.paths])
+        self.publisher = Publisher(node, incarnation, partner.node)
+        self.sessions = SessionSet(self.publisher, self.paths, known_epoch, self.out)
+        self.partner_incarnation = 0
+        """The highest incarnation of the partner's host that was read; 0: none yet."""
+        self.partner_stage = -1
+        self.agreement: Agreement | None = None
+        self.refused_records = 0
+        self.last_refusal = ""
+        self._sequences: dict[tuple[RecordKind, int], int] = {}
+        self._fence_number = 0
+        self._told_at = now
+        self._rebalance_at: Instant | None = None
+        self._expected_at: Instant | None = None
+
+    # timers
+
+    def next_deadline(self) -> Instant | None:
+        """The earliest time at which `on_time` has something to do."""
+        deadline = earliest(
+            *(path.next_deadline(alone=self.paths.alone(path)) for path in self.paths.paths),
+            self.sessions.next_deadline(),
+            self._rebalance_at,
+        )
+        self._expected_at = deadline
+        return deadline
+
+    def on_time(self, *, now: Instant) -> None:
+        """Timers: attempts, polls, probes, silence, fence repetitions, failback. Needless calls do no harm."""
+        if self._expected_at is not None and now - self._expected_at > LATE_NS:
+            for path in self.paths.paths:
+                path.liveness.credit(now - self._expected_at, now=now)
+        self._expected_at = None
+        for path in self.paths.paths:
+            self._path_time(path, now=now)
+        if self._rebalance_at is not None and now >= self._rebalance_at:
+            self._rebalance_at = None
+            self.sessions.rebalance()
+        closing = self.sessions.next_deadline()
+        if closing is not None and now >= closing:
+            self._settle(now=now)
+
+    def _path_time(self, path: Path, *, now: Instant) -> None:
+        state = path.state
+        if state is PathState.DOWN:
+            if path.carrier and path.retry_at is not None and now >= path.retry_at:
+                path.take(Input.DUE, now=now)
+                self.out.append(ConnectPeer(self.partner, path.index))
+        elif state is PathState.CONNECTING:
+            if now >= path.connect_by:
+                self._refuse(path, Reason.UNREACHABLE, "no answer", now=now)
+        elif state is PathState.HANDSHAKE:
+            if not path.poll_posted and path.poll_at is not None and now >= path.poll_at:
+                self._poll(path)
+        elif state is PathState.FENCING:
+            if path.fence_retry_at is not None and now >= path.fence_retry_at:
+                self._request_fence(path, now=now)
+        else:
+            self._watch(path, now=now)
+
+    def _watch(self, path: Path, *, now: Instant) -> None:
+        """Probe and silence of a proven path."""
+        alone = self.paths.alone(path)
+        silent_at = path.silent_at(alone=alone)
+        if silent_at is not None and now >= silent_at:
+            if path.state is PathState.UP and alone:
+                path.take(Input.SILENT_ALONE, now=now, reason=Reason.SILENT)
+            else:
+                self._lose(path, Reason.SILENT, now=now)
+                return
+        if path.liveness.probe_due(now=now):
+            path.liveness.on_probe(now=now)
+            self.out.append(ReadStatus(self.partner, path.index))
+
+    # connection and handshake
+
+    def on_peer_connected(self, event: ev.PeerConnected, *, now: Instant) -> None:
+        """The firmware accepted: read 1."""
+        path = self.paths.get(event.path)
+        if path is None or not path.allows(Input.CONNECTED):
+            return
+        path.fence_epoch, path.mtu = event.fence_epoch, event.mtu
+        path.take(Input.CONNECTED, now=now)
+        self._poll(path)
+
+    def on_peer_refused(self, event: ev.PeerRefused, *, now: Instant) -> None:
+        """No connection: again later."""
+        path = self.paths.get(event.path)
+        if path is not None and path.allows(Input.REFUSED):
+            self._refuse(path, event.reason, event.text, now=now)
+
+    def on_peer_lost(self, event: ev.PeerLost, *, now: Instant) -> None:
+        """A request on the well-known connection failed."""
+        path = self.paths.get(event.path)
+        if path is not None:
+            self._lose(path, Reason.COMPLETION_ERROR, now=now)
+
+    def on_status(self, event: ev.StatusRead, *, now: Instant) -> None:
+        """The status page: a step of the handshake, or an answered probe."""
+        path = self.paths.get(event.path)
+        if path is None or path.state in (PathState.DOWN, PathState.CONNECTING, PathState.FENCING):
+            return
+        self._tell_status(event, now=now)
+        gone = event.stage < STAGE_LOADER
+        if event.incarnation > self.partner_incarnation or (gone and self.partner_incarnation and path.proven):
+            self._restart_partner(event.incarnation, gone, now=now)
+        if path.state is PathState.HANDSHAKE:
+            path.poll_posted = False
+            if event.incarnation == self.partner_incarnation and path.handshake.on_status(event.stage, event.incarnation):
+                self._note_step(path, 1)
+                self._write_seen(path, 1)
+            else:
+                path.poll_at = Instant(now + POLL_NS)
+            return
+        path.liveness.on_answer(now=now)
+        self._alive(path, now=now)
+
+    def on_status_unreadable(self, event: ev.StatusUnreadable, *, now: Instant) -> None:
+        """The page is no status page: the path answers, the handshake waits."""
+        path = self.paths.get(event.path)
+        if path is None:
+            return
+        self._count_refusal(path.index, Reason.NONE, "status page is not readable as one")
+        if path.state is PathState.HANDSHAKE:
+            path.poll_posted, path.poll_at = False, Instant(now + POLL_NS)
+        else:
+            path.liveness.on_answer(now=now)
+
+    def on_seen(self, event: ev.SeenRead, *, now: Instant) -> None:
+        """Read 2."""
+        path = self.paths.get(event.path)
+        if path is None or path.state is not PathState.HANDSHAKE:
+            return
+        path.poll_posted = False
+        if path.handshake.on_seen(event.record):
+            self._note_step(path, 3)
+            self._write_seen(path, 2)
+        else:
+            path.poll_at = Instant(now + POLL_NS)
+
+    def on_record_written(self, event: ev.RecordWritten, *, now: Instant) -> None:
+        """The partner's adapter acknowledged a record."""
+        kind = RecordKind(event.kind)
+        if kind is not RecordKind.SEEN:
+            self.publisher.on_written(kind, event.index, event.sequence)
+            self._settle(now=now)
+            return
+        path = self.paths.get(event.path)
+        if path is None or path.state is not PathState.HANDSHAKE or event.sequence != path.seen_sequence:
+            return
+        if path.handshake.step is Step.WRITE_SEEN and path.handshake.on_written(1):
+            self._note_step(path, 2)
+            self._poll(path)
+        elif path.handshake.step is Step.WRITE_KNOWN and path.handshake.on_written(2):
+            self._note_step(path, 4)
+            self._prove(path, now=now)
+
+    def _poll(self, path: Path) -> None:
+        path.poll_posted = True
+        read = ReadSeen if path.handshake.step is Step.READ_SEEN else ReadStatus
+        self.out.append(read(self.partner, path.index))
+
+    def _write_seen(self, path: Path, step: int) -> None:
+        path.poll_at = None
+        path.seen_sequence = self.publisher.next_sequence()
+        record = self.publisher.record(RecordKind.SEEN, path.index, Seen(step), path.seen_sequence)
+        self.out.append(WriteRecord(self.partner, path.index, record))
+
+    def _prove(self, path: Path, *, now: Instant) -> None:
+        """Four steps done: the exchange begins on this path with a new generation."""
+        path.take(Input.PROVEN, now=now)
+        path.pairing.begin()
+        self.out.append(ReadInbox(self.partner))
+        self._settle(now=now)
+
+    def _note_step(self, path: Path, step: int) -> None:
+        self.out.append(NoteStep(self.partner, path.index, step, path.handshake.partner_incarnation))
+
+    def _refuse(self, path: Path, reason: Reason, text: str, *, now: Instant) -> None:
+        path.take(Input.REFUSED, now=now, reason=reason)
+        self.out.append(DisconnectPeer(self.partner, path.index))
+        self._count_refusal(path.index, reason, text)
+
+    def _count_refusal(self, path: int, reason: Reason, text: str) -> None:
+        self.refused_records += 1
+        self.last_refusal = f"{reason.name.lower()}: {text}" if reason else text
+        self.out.append(NoteRefused(self.partner, path, reason, text))
+
+    # the partner's host
+
+    def _tell_status(self, event: ev.StatusRead, *, now: Instant) -> None:
+        changed = (event.stage, event.incarnation) != (self.partner_stage, self.partner_incarnation)
+        if changed or now - self._told_at >= STATUS_TELL_NS:
+            self._told_at = now
+            self.out.append(
+                TellPartnerStatus(
+                    self.partner, event.path, event.stage, event.incarnation, event.progress, event.heartbeat, changed
+                )
+            )
+        self.partner_stage = event.stage
+
+    def _restart_partner(self, incarnation: int, gone: bool, *, now: Instant) -> None:
+        """The partner's host rebooted, or left: everything agreed with it is void; the connections to its firmware live on."""
+        first = self.partner_incarnation == 0
+        self.partner_incarnation = incarnation
+        self.agreement = None
+        self._sequences.clear()
+        reason = Reason.PARTNER_HOST_GONE if gone else Reason.PARTNER_REBOOTED
+        self.sessions.forget_partner()
+        if not first:
+            self.sessions.break_all(reason, now=now)
+        self.publisher.begin(incarnation)
+        for path in self.paths.paths:
+            path.pairing.forget_partner()
+            was_usable, was_fencing = path.usable, path.state is PathState.FENCING
+            path.take(Input.RESTARTED, now=now, reason=reason)
+            if was_usable:
+                self.out += [HoldPath(self.partner, path.index), NotePathDown(self.partner, path.index, reason)]
+            self._close_lanes(path)
+            if was_fencing:
+                self.out.append(DisconnectPeer(self.partner, path.index))
+
+    # exchange
+
+    def on_record(self, event: ev.RecordArrived, *, now: Instant) -> None:
+        """A record of the partner's; those of other incarnations and older ones than known are not looked at."""
+        record = event.record
+        if record.node != self.partner:
+            self._count_refusal(0, Reason.WRONG_IDENTITY, f"node id {record.node}, expected {self.partner}")
+            return
+        if record.kind is RecordKind.SEEN:
+            path = self.paths.get(record.index)
+            if path is not None and path.state is PathState.HANDSHAKE and not path.poll_posted and path.poll_at is not None:
+                self._poll(path)
+            return
+        key = (record.kind, record.index)
+        current = (record.writer_incarnation, record.partner_incarnation) == (self.partner_incarnation, self.incarnation)
+        if not current or record.sequence <= self._sequences.get(key, 0):
+            return
+        self._sequences[key] = record.sequence
+        self._take_record(record, now=now)
+        self._settle(now=now)
+
+    def _take_record(self, record: Record, *, now: Instant) -> None:
+        body = record.body
+        if isinstance(body, Info):
+            self._on_info(record)
+        elif isinstance(body, Manifest):
+            self.sessions.on_partner_manifest(body)
+        elif isinstance(body, Sessions):
+            self.sessions.on_partner_sessions(body)
+        elif isinstance(body, PathInfo):
+            path = self.paths.get(record.index)
+            if path is None:
+                self._count_refusal(record.index, Reason.NONE, f"no path {record.index} in our configuration")
+            elif path.pairing.on_partner(body) is Verdict.BROKEN and path.proven:
+                self._lose(path, Reason.PARTNER_BEGAN_PATH_ANEW, now=now)
+
+    def on_record_refused(self, event: ev.RecordRefused) -> None:
+        """Bytes in the inbox that are no record."""
+        self._count_refusal(0, Reason.NONE, event.reason)
+
+    def _on_info(self, record: Record) -> None:
+        own = own_info(self.node_name, len(self.paths.paths))
+        self.agreement = agree(own, record, self.partner)
+        self.sessions.agreed = not self.agreement.refusal and not cast(Info, record.body).refusal
+        if self.agreement.refusal:
+            self._count_refusal(0, self.agreement.refusal, self.agreement.text)
+
+    def _settle(self, *, now: Instant) -> None:
+        """Level-triggered steps until nothing moves, then everything that is due goes out."""
+        for _ in range(SETTLE_ROUNDS_MAX):
+            moved = [self.sessions.advance(now=now)]
+            moved += [self._advance_path(path, now=now) for path in self.paths.paths]
+            if not any(moved):
+                break
+        else:
+            raise AssertionError(f"sessions with {self.partner_name} do not settle")
+        self._publish()
+        carrier = self.paths.carrier_of_records()
+        if carrier is not None:
+            self.out += self.publisher.due(carrier.index)
+
+    def _advance_path(self, path: Path, *, now: Instant) -> bool:
+        """Queue pairs of a proven path: open, connect; up when both sides have paired."""
+        if not path.proven:
+            return False
+        pairing = path.pairing
+        pairing.judge()
+        moved = self.sessions.open_lanes(path)
+        for client, lane in sorted(pairing.lanes.items()):
+            remote = pairing.remote_lane(client, lane.epoch)
+            if lane.entry is None or lane.connecting or remote is None or pairing.partner is None:
+                continue
+            lane.connecting = moved = True
+            if self.sessions.fits(remote):
+                mtu = min(path.mtu, pairing.partner.mtu)
+                self.out.append(ConnectLanes(self.partner, path.index, client, lane.epoch, remote, mtu))
+            else:
+                self._count_refusal(path.index, Reason.NEEDS_DIFFER, f"{len(remote.vis)} VIs, {remote.length} bytes offered")
+        if path.state is PathState.EXCHANGE and pairing.mutual:
+            path.take(Input.PAIRED, now=now)
+            self.out.append(NotePathUp(self.partner, path.index))
+            self._rebalance_at = Instant(now + FAILBACK_AFTER_NS)
+            moved = True
+        return moved
+
+    def _publish(self) -> None:
+        if not self.publisher.partner_incarnation or self.paths.carrier_of_records() is None:
+            return
+        refusal = self.agreement.refusal if self.agreement is not None else Reason.NONE
+        self.publisher.put(RecordKind.INFO, own_info(self.node_name, len(self.paths.paths), refusal))
+        self.sessions.publish()
+        for path in self.paths.paths:
+            if path.proven:
+                self.publisher.put(RecordKind.PATH, path.pairing.publish(path.fence_epoch, path.mtu), path.index)
+
+    def on_lanes_opened(self, event: ev.LanesOpened, *, now: Instant) -> None:
+        """Our queue pairs exist: their addresses are published."""
+        path = self.paths.get(event.path)
+        lane = path.pairing.lanes.get(event.client) if path is not None else None
+        if lane is not None and lane.epoch == event.epoch:
+            lane.vis = event.vis
+            lane.entry = LaneEntry(event.client, event.epoch, 0, event.rkey, event.address, event.length, event.vis)
+            self._settle(now=now)
+
+    def on_lanes_connected(self, event: ev.LanesConnected, *, now: Instant) -> None:
+        """They are ready to send: so the partner is told."""
+        path = self.paths.get(event.path)
+        lane = path.pairing.lanes.get(event.client) if path is not None else None
+        if lane is not None and lane.epoch == event.epoch:
+            lane.connected = True
+            self._settle(now=now)
+
+    def on_lanes_failed(self, event: ev.LanesFailed, *, now: Instant) -> None:
+        """The local adapter refused: the path is not fit for use."""
+        self._count_refusal(event.path, Reason.VERBS_FAILED, event.text)
+        path = self.paths.get(event.path)
+        if path is not None and event.client in path.pairing.lanes:
+            self._lose(path, Reason.VERBS_FAILED, now=now)
+
+    # loss, fence, replay
+
+    def on_carrier(self, adapter: int, up: bool, *, now: Instant) -> None:
+        """The carrier of a local port changed."""
+        for path in self.paths.paths:
+            if path.adapter != adapter:
+                continue
+            path.carrier = up
+            if not up:
+                self._lose(path, Reason.CARRIER_LOST, now=now)
+
+    def on_fenced_by_partner(self, event: ev.FencedByPartner, *, now: Instant) -> None:
+        """The partner has given up the path: so do we. Of a former life of the path: nothing."""
+        path = self.paths.get(event.path)
+        if path is None or event.epoch <= path.fence_epoch:
+            return
+        if path.proven:
+            self._lose(path, Reason.FENCED_BY_PARTNER, now=now)
+        path.fence_epoch = event.epoch
+
+    def on_vi_failed(self, event: ev.ViFailed, *, now: Instant) -> None:
+        """A virtual interface failed: with its path, or alone (then only its session breaks)."""
+        path = self.paths.get(event.path)
+        lane = path.pairing.lanes.get(event.client) if path is not None else None
+        if path is None or lane is None or lane.epoch != event.epoch or not path.proven:
+            return
+        silent_ns = now - path.liveness.last_life_at
+        if event.path_suspected and silent_ns > path.liveness.limit_ns:
+            self._lose(path, Reason.COMPLETION_ERROR, now=now)
+        else:
+            self.sessions.break_one(event.client, Reason.VI_FAILED, now=now)
+            self._settle(now=now)
+
+    def on_life(self, event: ev.LifeSeen, *, now: Instant) -> None:
+        """Work completed on a virtual interface of the path."""
+        path = self.paths.get(event.path)
+        if path is not None and path.proven:
+            path.liveness.on_life(now=min(now, Instant(event.at)))
+            self._alive(path, now=now)
+
+    def on_moved(self, event: ev.Moved) -> None:
+        """A virtual interface sends over another path now."""
+        self.sessions.on_moved(event.client, event.epoch, event.vi, event.path)
+
+    def on_fence_answered(self, event: ev.FenceAnswered, *, now: Instant) -> None:
+        """Nothing of the lost path lands at the partner any more: now, and not before, its work is replayed."""
+        path = self.paths.get(event.path)
+        if path is None or path.state is not PathState.FENCING or path.fence_number != event.number:
+            return
+        self.out.append(NotePathFenced(self.partner, path.index, path.fence_target))
+        self._leave_fencing(path, now=now)
+
+    def _alive(self, path: Path, *, now: Instant) -> None:
+        if path.state is PathState.SUSPECT:
+            path.take(Input.LIFE, now=now)
+
+    def _lose(self, path: Path, reason: Reason, *, now: Instant) -> None:
+        """Takes a path out of use. A second notice changes nothing."""
+        others = [other for other in self.paths.usable() if other is not path]
+        was_usable, was_fencing = path.usable, path.state is PathState.FENCING
+        if was_fencing and others:
+            return
+        if not path.take(Input.LOST if others else Input.LOST_ALONE, now=now, reason=reason):
+            return
+        self.publisher.on_path_lost(path.index)
+        if was_usable:
+            self.out += [HoldPath(self.partner, path.index), NotePathDown(self.partner, path.index, reason)]
+        self.sessions.on_path_lost(path)
+        if path.state is not PathState.FENCING:
+            self._release(path)
+            if not others and (was_usable or was_fencing):
+                self._lose_last(now=now)
+        elif reason is Reason.PARTNER_BEGAN_PATH_ANEW:
+            # The partner destroyed its queue pairs before it told so: nothing of ours can land there, no fence is needed.
+            self._leave_fencing(path, now=now)
+        else:
+            self._start_fence(path, now=now)
+        self._settle(now=now)
+
+    def _lose_last(self, *, now: Instant) -> None:
+        """No path is left: nothing can be fenced, so nothing is replayed; the sessions break."""
+        for other in self.paths.paths:
+            if other.state is PathState.FENCING and other.take(Input.LOST_ALONE, now=now, reason=other.reason):
+                self._release(other)
+            other.hurry(now=now)
+        self.sessions.break_all(Reason.NO_PATH, now=now)
+
+    def _start_fence(self, path: Path, *, now: Instant) -> None:
+        path.fence_attempts = 0
+        info = path.pairing.partner
+        if info is None:
+            self._leave_fencing(path, now=now)
+            return
+        path.fence_target = info.fence_epoch + 1
+        self._fence_number += 1
+        path.fence_number = self._fence_number
+        self._request_fence(path, now=now)
+
+    def _request_fence(self, path: Path, *, now: Instant) -> None:
+        over = self.paths.fence_carrier(path)
+        if over is None or path.fence_attempts >= FENCE_ATTEMPTS_MAX:
+            self.sessions.give_up(path, Reason.FENCE_UNANSWERED, now=now)
+            path.take(Input.FENCED, now=now)
+            self._release(path)
+            self._settle(now=now)
+            return
+        path.fence_attempts += 1
+        path.fence_retry_at = Instant(now + FENCE_TIMEOUT_NS)
+        self.out.append(RequestFence(self.partner, over.index, path.index, path.fence_target, path.fence_number))
+
+    def _leave_fencing(self, path: Path, *, now: Instant) -> None:
+        self.sessions.reroute(path, now=now)
+        path.take(Input.FENCED, now=now)
+        self._release(path)
+        self._settle(now=now)
+
+    def _release(self, path: Path) -> None:
+        """A path that went down gives back what it holds."""
+        self._close_lanes(path)
+        self.out.append(DisconnectPeer(self.partner, path.index))
+
+    def _close_lanes(self, path: Path) -> None:
+        for client in sorted(path.pairing.lanes):
+            self.out.append(CloseLanes(self.partner, path.index, client))
+        path.pairing.lanes.clear()
+
+    # clients
+
+    def on_client_opened(self, event: ev.ClientOpened, *, now: Instant) -> None:
+        """A client of ours wants a session with this partner."""
+        self.sessions.open(event.name, event.needs, now=now)
+        self._settle(now=now)
+
+    def on_client_closed(self, event: ev.ClientClosed, *, now: Instant) -> None:
+        """It no longer does."""
+        self.sessions.close(event.name, now=now)
+        self._settle(now=now)

@@ -1,0 +1,93 @@
+"""What we publish for one partner: the latest body of each slot, and which of them the partner surely holds.
+
+A body is written over one path at a time. A write that failed, or whose path was lost, is simply due again: the same
+record over another path. While a write of a slot is under way a newer body waits (one write for each slot), so that the
+number of writes under way is bounded by the number of slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ccm.actions import WriteRecord
+from ccm.exchange import Body, Record, RecordKind
+
+
+@dataclass(slots=True)
+class _Entry:
+    body: Body
+    sequence: int
+    written: bool = False
+    path: int | None = None
+    """The path on which it is under way."""
+    stale: bool = False
+    """A newer body came while it was under way."""
+
+
+class Publisher:
+    """The outbox for one partner."""
+
+    __slots__ = ("_entries", "_sequence", "incarnation", "node", "partner", "partner_incarnation")
+
+    def __init__(self, node: int, incarnation: int, partner: int) -> None:
+        self.node = node
+        self.incarnation = incarnation
+        self.partner = partner
+        self.partner_incarnation = 0
+        self._sequence = 0
+        self._entries: dict[tuple[RecordKind, int], _Entry] = {}
+
+    def begin(self, partner_incarnation: int) -> None:
+        """A (new) incarnation of the partner: nothing that was published counts for it."""
+        self.partner_incarnation = partner_incarnation
+        self._entries.clear()
+
+    def put(self, kind: RecordKind, body: Body, index: int = 0) -> None:
+        """Publishes `body`; nothing happens if it is what the slot says already."""
+        key = (kind, index)
+        entry = self._entries.get(key)
+        if entry is not None and entry.body == body:
+            return
+        self._sequence += 1
+        if entry is None or entry.path is None:
+            self._entries[key] = _Entry(body, self._sequence)
+        else:
+            entry.body, entry.sequence, entry.written, entry.stale = body, self._sequence, False, True
+
+    def due(self, path: int) -> list[WriteRecord]:
+        """Writes for all that is due, over `path`."""
+        writes = []
+        for (kind, index), entry in self._entries.items():
+            if entry.written or entry.path is not None:
+                continue
+            entry.path, entry.stale = path, False
+            writes.append(WriteRecord(self.partner, path, self.record(kind, index, entry.body, entry.sequence)))
+        return writes
+
+    def record(self, kind: RecordKind, index: int, body: Body, sequence: int = 0) -> Record:
+        """`body` under our header for this partner."""
+        return Record(kind, index, self.node, self.incarnation, self.partner_incarnation, sequence, body)
+
+    def next_sequence(self) -> int:
+        """A sequence number for a record that is written past this publisher (the handshake's)."""
+        self._sequence += 1
+        return self._sequence
+
+    def on_written(self, kind: RecordKind, index: int, sequence: int) -> None:
+        """The partner's adapter acknowledged a write."""
+        entry = self._entries.get((kind, index))
+        if entry is None or entry.path is None:
+            return
+        entry.path = None
+        entry.written = not entry.stale and entry.sequence == sequence
+
+    def on_path_lost(self, path: int) -> None:
+        """Writes under way on `path` are due again."""
+        for entry in self._entries.values():
+            if entry.path == path:
+                entry.path = None
+
+    def is_written(self, kind: RecordKind, index: int = 0) -> bool:
+        """Whether the partner's inbox holds the latest body."""
+        entry = self._entries.get((kind, index))
+        return entry is not None and entry.written

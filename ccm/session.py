@@ -1,0 +1,136 @@
+"""One client's session with one partner, as the manager sees it: states as a table, epochs, alerts due.
+
+    CLOSED -> WAITING -> PREPARING -> OFFERED -> READY
+                 ^           |           |         |
+                 +-----------+-----------+---------+      broken: a higher epoch is proposed
+
+The epoch is the larger of both sides' proposals: each side publishes its own and takes over a higher one, so both arrive
+at the same number however their messages cross. A break proposes one more than the highest epoch that this node has ever
+agreed with the partner, which outlives reboots. Ledger and memory of a session are elsewhere (`ccm.stream`).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from ccm.exchange import ManifestEntry
+from ccm.needs import Needs
+from ccm.reasons import Reason
+from emul.clock import MILLISECOND, Instant
+
+
+class SessionState(IntEnum):
+    """States of a session on this side."""
+
+    CLOSED = 0
+    """The client does not want it."""
+    WAITING = 1
+    """An epoch is proposed; the partner has not proposed the same yet, or lacks the client."""
+    PREPARING = 2
+    """The epoch is agreed, and both hold the same manifests; queue pairs are being made on the paths."""
+    OFFERED = 3
+    """Usable on a path; the partner was told "ready"."""
+    READY = 4
+    """The partner is ready too, and the client has its ready alert."""
+    CLOSING = 5
+    """The partner was told that we close; what it still has under way may end."""
+
+
+class Phase(IntEnum):
+    """What the exchange says of a session."""
+
+    PROPOSED = 1
+    READY = 2
+    CLOSED = 3
+
+
+class SessionInput(IntEnum):
+    """What can happen to a session."""
+
+    OPEN = 0
+    AGREED = 1
+    USABLE = 2
+    PARTNER_READY = 3
+    BROKEN = 4
+    """Path, partner or virtual interface failed, or the partner is at a higher epoch."""
+    PARTNER_CLOSED = 5
+    CLOSE = 6
+    RELEASED = 7
+    """The partner knows that we close, or can't be told."""
+
+
+_C, _W, _P, _O, _R, _X = SessionState
+
+TABLE: dict[SessionInput, dict[SessionState, SessionState]] = {
+    SessionInput.OPEN: {_C: _W, _W: _W, _P: _P, _O: _O, _R: _R, _X: _W},
+    SessionInput.AGREED: {_W: _P},
+    SessionInput.USABLE: {_P: _O},
+    SessionInput.PARTNER_READY: {_O: _R},
+    SessionInput.BROKEN: {_C: _C, _W: _W, _P: _W, _O: _W, _R: _W, _X: _C},
+    SessionInput.PARTNER_CLOSED: {_C: _C, _W: _W, _P: _W, _O: _W, _R: _W, _X: _C},
+    SessionInput.CLOSE: {_C: _C, _W: _C, _P: _X, _O: _X, _R: _X, _X: _X},
+    SessionInput.RELEASED: {_X: _C},
+}
+"""(input, state) -> next state; a missing cell is an input that cannot come in that state."""
+
+CLOSE_TIMEOUT_NS = 500 * MILLISECOND
+"""How long a closing side waits for its partner."""
+
+
+class SessionCore:
+    """State of one session; `client` is the client's key."""
+
+    __slots__ = (
+        "alerted", "client", "close_by", "entry", "epoch", "moving", "name", "needs", "partner_epoch", "partner_phase",
+        "reason", "routes", "since", "state",
+    )  # fmt: skip
+
+    def __init__(self, entry: ManifestEntry, needs: Needs, *, now: Instant) -> None:
+        self.client = entry.client
+        self.name = entry.name
+        self.entry = entry
+        self.needs = needs
+        self.state = SessionState.CLOSED
+        self.since = now
+        self.epoch = 0
+        self.partner_epoch = 0
+        self.partner_phase: Phase | None = None
+        self.alerted = False
+        """The client has had a ready alert for this epoch and neither an error alert nor a close notice since."""
+        self.reason = Reason.NONE
+        """Why it last broke, or does not open."""
+        self.routes: dict[int, int] = {}
+        """VI -> path, while READY."""
+        self.moving: dict[int, int] = {}
+        """VI -> the path that it is about to move to."""
+        self.close_by: Instant | None = None
+
+    def take(self, what: SessionInput, *, now: Instant) -> bool:
+        """Goes where the table says; whether the state changed. Raises KeyError for a cell that is not there."""
+        following = TABLE[what][self.state]
+        if following is self.state:
+            return False
+        self.state, self.since = following, now
+        if following is SessionState.CLOSING:
+            self.close_by = Instant(now + CLOSE_TIMEOUT_NS)
+        if following not in (SessionState.READY, SessionState.CLOSING):
+            self.routes.clear()
+            self.moving.clear()
+        return True
+
+    @property
+    def has_lanes(self) -> bool:
+        """Whether queue pairs exist, or should, for its epoch."""
+        return self.state in (SessionState.PREPARING, SessionState.OFFERED, SessionState.READY, SessionState.CLOSING)
+
+    @property
+    def phase(self) -> Phase:
+        """What we publish."""
+        if self.state in (SessionState.CLOSED, SessionState.CLOSING):
+            return Phase.CLOSED
+        return Phase.READY if self.state in (SessionState.OFFERED, SessionState.READY) else Phase.PROPOSED
+
+    @property
+    def partner_gone_on(self) -> bool:
+        """Whether the partner is not, or no longer, at our epoch with queue pairs of it."""
+        return self.partner_phase is None or self.partner_phase is Phase.CLOSED or self.partner_epoch != self.epoch
