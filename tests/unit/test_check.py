@@ -148,8 +148,10 @@ def assert_fails(result: CheckResult, *words: str) -> None:
 
 
 def test_alerts_in_their_turn_are_good(story: Story) -> None:
-    story.error(10, A), story.error(11, B)
-    story.ready(20, A, epoch=2), story.ready(20, B, epoch=2)
+    story.error(10, A)
+    story.error(11, B)
+    story.ready(20, A, epoch=2)
+    story.ready(20, B, epoch=2)
     assert_holds(story.judge("alerts.exactly_once"), 6)
 
 
@@ -159,7 +161,8 @@ def test_a_second_ready_alert_for_an_epoch_is_found(story: Story) -> None:
 
 
 def test_a_second_error_alert_for_an_epoch_is_found(story: Story) -> None:
-    story.error(10, A), story.error(11, A), story.error(11, B)
+    story.error(10, A)
+    story.error(11, A), story.error(11, B)
     assert_fails(story.judge("alerts.exactly_once"), "a second error alert")
 
 
@@ -177,7 +180,8 @@ def test_epochs_must_grow_across_a_reboot(story: Story) -> None:
 def test_a_crashed_host_owes_no_error_alert(story: Story) -> None:
     story.boot(10, B, incarnation=2)
     story.error(11, A)
-    story.ready(20, A, epoch=2), story.ready(20, B, epoch=2)
+    story.ready(20, A, epoch=2)
+    story.ready(20, B, epoch=2)
     assert story.judge("alerts.exactly_once").ok
 
 
@@ -261,12 +265,14 @@ def echo(story: Story, at: float, sequence: int, *, delivered: bool = True, dige
 
 
 def test_messages_delivered_once_are_good(story: Story) -> None:
-    echo(story, 10, 1), echo(story, 11, 2)
+    echo(story, 10, 1)
+    echo(story, 11, 2)
     assert_holds(story.judge("messages.delivered"), 2)
 
 
 def test_an_acknowledged_message_that_never_came_is_found(story: Story) -> None:
-    echo(story, 10, 1), echo(story, 11, 2, delivered=False)
+    echo(story, 10, 1)
+    echo(story, 11, 2, delivered=False)
     assert_fails(story.judge("messages.delivered"), "message 2", "never delivered")
 
 
@@ -276,7 +282,8 @@ def test_a_message_with_other_bytes_is_found(story: Story) -> None:
 
 
 def test_a_message_that_came_twice_is_found(story: Story) -> None:
-    echo(story, 10, 1), echo(story, 11, 2)
+    echo(story, 10, 1)
+    echo(story, 11, 2)
     story.note(12, Kind.DELIVERED, B, client=ECHO, epoch=1, sequence=2, digest=5)
     assert_fails(story.judge("messages.delivered"), "came after 2")
 
@@ -287,12 +294,14 @@ def test_a_message_that_came_twice_is_found(story: Story) -> None:
 def failover(story: Story, detected: float, resumed: float) -> None:
     """A cut at 100 ms that is healed at 150; both sides lose the path and carry on with the other."""
     story.cut(100, 150)
-    story.write(90, 0), echo(story, 90, 1)
+    story.write(90, 0)
+    echo(story, 90, 1)
     for node in (A, B):
         story.note(detected, Kind.PATH_DOWN, node, extra=0)
     story.note(detected + 1, Kind.PATH_FENCED, A, extra=0, sequence=1)
     story.note(detected + 2, Kind.REPLAYED, A, client=MIRROR, extra=1, length=1)
-    story.write(resumed, 1), echo(story, resumed, 2)
+    story.write(resumed, 1)
+    echo(story, resumed, 2)
 
 
 def test_work_that_flows_again_within_the_bound_is_recovered(story: Story) -> None:
@@ -345,13 +354,15 @@ def test_a_path_that_does_not_cross_the_fault_does_not_detect_it(story: Story) -
 def test_traffic_that_continues_is_good_and_a_long_gap_is_found(story: Story) -> None:
     story.stopped_at = 120
     failover(story, 101, 110)
-    story.write(118, 2), echo(story, 118, 3)
+    story.write(118, 2)
+    echo(story, 118, 3)
     assert story.judge("traffic.continued", within_ns=50 * MILLISECOND).ok
     assert_fails(story.judge("traffic.continued", within_ns=10 * MILLISECOND), "committed nothing for")
 
 
 def test_traffic_that_stops_for_good_is_a_gap_to_the_end(story: Story) -> None:
-    story.write(10, 0), echo(story, 10, 1)
+    story.write(10, 0)
+    echo(story, 10, 1)
     assert_fails(story.judge("traffic.continued", within_ns=500 * MILLISECOND), "committed nothing for 989.0 ms")
 
 
@@ -364,9 +375,11 @@ def test_an_error_alert_is_no_continued_traffic(story: Story) -> None:
 def test_broken_sessions_come_back_in_a_newer_epoch(story: Story) -> None:
     assert story.judge("session.broken").ok is None
     story.cut(100, 150)
-    story.error(101, A), story.error(101, B)
+    story.error(101, A)
+    story.error(101, B)
     assert_fails(story.judge("session.broken"), "did not come back")
-    story.ready(160, A, epoch=2), story.ready(160, B, epoch=2)
+    story.ready(160, A, epoch=2)
+    story.ready(160, B, epoch=2)
     assert_holds(story.judge("session.broken"), 2)
     assert_fails(story.judge("session.broken", within_ns=20 * MILLISECOND), "after 59.0 ms")
 
@@ -393,7 +406,8 @@ def test_ready_before_the_handshake_is_complete_is_found(story: Story) -> None:
 
 def test_being_seen_by_a_partner_that_has_not_looked_is_found() -> None:
     story = Story()
-    story.boot(0, A), story.boot(0, B)
+    story.boot(0, A)
+    story.boot(0, B)
     for step in (1, 2, 3):
         story.note(step, Kind.HANDSHAKE_STEP, A, extra=step)
     assert_fails(story.judge("handshake.ordered"), "before the partner had read")
