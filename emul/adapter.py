@@ -171,13 +171,9 @@ class Adapter:
 
     def _after(self, qp: QueuePair) -> None:
         """What a queue pair may have brought about: something to send, a message for the firmware, written regions."""
-        for watcher in qp.take_written():
-            if self.host is not None:
-                self.host.tell(AsyncEvent(EventType.EXCHANGE_WRITTEN, watcher))
         link = self._links.get(qp.number)
-        if link is not None and link.arrived:
-            self._firmware.on_messages(link)
-            self._after_firmware()
+        if link is not None:
+            self._after_link(qp, link)
         if qp.overrun:
             self._lose_completion_queue(qp)
         if qp.state is QPState.ERR and not qp.fatal_told:
@@ -185,6 +181,14 @@ class Adapter:
             if self.host is not None and qp.number in self.host.qps:
                 self.host.tell(AsyncEvent(EventType.QP_FATAL, qp.number))
         self._activate(qp)
+
+    def _after_link(self, qp: QueuePair, link: FirmwareLink) -> None:
+        for watcher in qp.take_written():
+            if self.host is not None:
+                self.host.tell(AsyncEvent(EventType.EXCHANGE_WRITTEN, watcher))
+        if link.arrived:
+            self._firmware.on_messages(link)
+            self._after_firmware()
 
     def _on_arp(self, frame: bytes) -> None:
         arp = Arp.parse(frame)
@@ -255,26 +259,26 @@ class Adapter:
         frames: list[bytes] = []
         while self._out and len(frames) < frames_max:
             frames.append(self._out.popleft())
-        active = self._active
+        active, flow = self._active, self._flow
         while active and len(frames) < frames_max:
             qp = active.popleft()
             for _ in range(min(QP_FRAMES_PER_TURN, frames_max - len(frames))):
-                if not qp.can_send():
+                frame = qp.next_frame(flow, now=now)
+                if frame is None:
+                    self._is_active.discard(qp.number)
                     break
-                frames.append(qp.next_frame(self._flow, now=now))
-            if qp.can_send():
-                active.append(qp)
+                frames.append(frame)
             else:
-                self._is_active.discard(qp.number)
+                active.append(qp)
             self._watch_time(qp)
         self._counters["sent_pkts"] += len(frames)
         return frames
 
     def _activate(self, qp: QueuePair) -> None:
-        if qp.number not in self._is_active and qp.can_send():
+        # Whether it has something to send, and when it must be looked at again, shows when its turn comes.
+        if qp.number not in self._is_active:
             self._is_active.add(qp.number)
             self._active.append(qp)
-        self._watch_time(qp)
 
     def _flow(self, qp: QueuePair) -> Flow:
         assert qp.route is not None and qp.route.mac is not None
@@ -294,8 +298,9 @@ class Adapter:
 
     def next_deadline(self, *, now: Instant) -> Instant | None:
         """When `on_time` is due; it may turn out to have nothing to do."""
-        timer = self._timers[0][0] if self._timers else None
-        return earliest(timer, self.cm.deadline(), self._neighbours.deadline(), self._firmware.deadline(now))
+        at = self._timers[0][0] if self._timers else None
+        other = earliest(self.cm.next_at, self._neighbours.deadline(), self._firmware.deadline(now))
+        return at if other is None or (at is not None and at < other) else other
 
     def on_time(self, *, now: Instant) -> None:
         """Everything whose time has come."""

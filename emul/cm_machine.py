@@ -146,6 +146,8 @@ class ConnectionMachine:
         self.out: list[tuple[bytes, bytes]] = []
         """(IPv4 address, MAD) to be sent."""
         self.events: list[CmEvent] = []
+        self.next_at: Instant | None = None
+        """When `on_time` is due at the earliest."""
 
     # -- verbs of the host --------------------------------------------------------------------------------------------
 
@@ -245,12 +247,10 @@ class ConnectionMachine:
         }[type(message)]  # fmt: skip
         handler(connection, message, now)
 
-    def deadline(self) -> Instant | None:
-        """When `on_time` has something to do."""
-        return earliest(*(connection.deadline for connection in self._connections.values()))
-
     def on_time(self, *, now: Instant) -> None:
         """Sends again what was not answered, gives up, forgets what has been ended long enough."""
+        if self.next_at is None or now < self.next_at:
+            return
         for connection in list(self._connections.values()):
             if connection.deadline is None or now < connection.deadline:
                 continue
@@ -260,6 +260,11 @@ class ConnectionMachine:
                 self._send(connection, connection.last, now)
             else:
                 self._give_up(connection, now)
+        self.next_at = earliest(*(connection.deadline for connection in self._connections.values()))
+
+    def _due(self, connection: _Connection, at: Instant) -> None:
+        connection.deadline = at
+        self.next_at = earliest(self.next_at, at)
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
@@ -342,7 +347,7 @@ class ConnectionMachine:
 
     def _on_mra(self, connection: _Connection, message: Message, now: Instant) -> None:
         assert isinstance(message, Mra)
-        connection.deadline = after(now, 4_096 << min(message.service_timeout, 20))
+        self._due(connection, after(now, 4_096 << min(message.service_timeout, 20)))
 
     def _on_dreq(self, connection: _Connection, message: Message, now: Instant) -> None:
         assert isinstance(message, Dreq)
@@ -374,7 +379,7 @@ class ConnectionMachine:
             connection.last = message
             connection.sends = 0
         connection.sends += 1
-        connection.deadline = after(now, RESPONSE_TIMEOUT_NS)
+        self._due(connection, after(now, RESPONSE_TIMEOUT_NS))
         self._transmit(connection)
 
     def _transmit(self, connection: _Connection) -> None:
@@ -389,7 +394,7 @@ class ConnectionMachine:
 
     def _end(self, connection: _Connection, now: Instant) -> None:
         connection.state = State.TIMEWAIT
-        connection.deadline = after(now, TIMEWAIT_NS)
+        self._due(connection, after(now, TIMEWAIT_NS))
         if not connection.from_host:
             self._acceptor.on_ended(connection.number)
 

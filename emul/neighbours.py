@@ -67,6 +67,8 @@ class Neighbours:
 
     def deadline(self) -> Instant | None:
         """When a question is to be asked again."""
+        if not self._unresolved:
+            return None
         return earliest(*(route.ask_at for route in self._unresolved.values()))
 
     def on_time(self, *, now: Instant) -> None:

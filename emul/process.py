@@ -79,7 +79,10 @@ class AdapterProcess:
             now = time.monotonic_ns()
             if not self._take_turn(Instant(now)):
                 self._sleep(now)
-        self._port.close()
+
+    def counters(self) -> dict[str, int]:
+        """The adapter's counters."""
+        return self._adapter.counters()
 
     # -- one turn -----------------------------------------------------------------------------------------------------
 
@@ -249,7 +252,8 @@ def main(config: dict[str, object]) -> None:
     try:
         process.run()
     finally:
-        _log("stopped", counters=process._adapter.counters(), port=port.counters())
+        _log("stopped", counters=process.counters(), port=port.counters())
+        port.close()
 
 
 def _log(event: str, **fields: object) -> None:

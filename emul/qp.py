@@ -10,7 +10,7 @@ from collections.abc import Callable
 from errno import EINVAL
 from typing import Protocol
 
-from emul.clock import Instant, earliest
+from emul.clock import Instant
 from emul.completer import Completer, Verdict
 from emul.errors import RDMAError
 from emul.neighbours import Route
@@ -54,6 +54,8 @@ _COMPLETED_AS = {
     WROpcode.RDMA_WRITE_WITH_IMM: WCOpcode.RDMA_WRITE,
     WROpcode.RDMA_READ: WCOpcode.RDMA_READ,
 }
+_OPCODES = {int(opcode): opcode for opcode in WROpcode}
+_SIGNALED = int(SendFlags.SIGNALED)
 _SENDING = frozenset({QPState.RTS})
 _RECEIVING = frozenset({QPState.RTR, QPState.RTS})
 
@@ -84,7 +86,7 @@ class QueuePair:
     """One end of a reliable connection."""
 
     __slots__ = (
-        "_completer", "_fence_epoch", "_flow", "_receive_sink", "_regions", "_requester", "_responder", "_send_sink",
+        "_completer", "_fence_epoch", "_flow", "_left_work", "_receive_sink", "_regions", "_requester", "_responder", "_send_sink",
         "_signal_all", "_window", "_work", "attr", "broken_by", "fatal_told", "number", "overrun", "pd", "route",
     )  # fmt: skip
 
@@ -119,6 +121,8 @@ class QueuePair:
         """The status that brought it to ERR by itself."""
         self.fatal_told = False
         """The host has got its QP_FATAL event."""
+        self._left_work = False
+        """The window was full when work was last taken."""
         self.overrun = False
         """A completion found no room: the completion queue is lost, and this queue pair with it."""
 
@@ -223,20 +227,22 @@ class QueuePair:
             self.flush()
         elif self.attr.qp_state is QPState.RTS:
             wqes = self._window.wqes
+            self._left_work = True
             while len(wqes) < WINDOW_REQUESTS_MAX:
                 entry = self._work.take_send()
                 if entry is None:
+                    self._left_work = False
                     break
                 self._window.add(self._resolve(entry))
             self._break_on_bad_request()
 
     def _resolve(self, entry: SendEntry) -> SendWqe:
-        try:
-            opcode = WROpcode(entry.opcode)
-        except ValueError:
+        opcode = _OPCODES.get(entry.opcode)
+        if opcode is None:
             return self._bad_request(entry, WCStatus.LOC_QP_OP_ERR)
         write = opcode is WROpcode.RDMA_READ
         pieces = []
+        total = 0
         for lkey, addr, length in entry.sges:
             if length == 0:
                 continue
@@ -244,13 +250,14 @@ class QueuePair:
             if piece is None:
                 return self._bad_request(entry, WCStatus.LOC_PROT_ERR)
             pieces.append(piece)
-        if sum(len(piece) for piece in pieces) > MESSAGE_BYTES_MAX:
+            total += length
+        if total > MESSAGE_BYTES_MAX:
             return self._bad_request(entry, WCStatus.LOC_LEN_ERR)
-        return SendWqe(entry.wr_id, opcode, entry.flags, entry.imm, entry.remote_addr, entry.rkey, pieces)
+        return SendWqe(entry.wr_id, opcode, entry.flags, entry.imm, entry.remote_addr, entry.rkey, pieces, total)
 
     @staticmethod
     def _bad_request(entry: SendEntry, status: WCStatus) -> SendWqe:
-        return SendWqe(entry.wr_id, WROpcode.SEND, entry.flags, 0, 0, 0, [], status)
+        return SendWqe(entry.wr_id, WROpcode.SEND, entry.flags, 0, 0, 0, [], 0, status)
 
     def _break_on_bad_request(self) -> None:
         wqes = self._window.wqes
@@ -259,32 +266,26 @@ class QueuePair:
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
-    def can_send(self) -> bool:
-        """Whether `next_frame` would give one."""
-        if self.route is None or self.route.mac is None or self._responder is None:
-            return False
-        if self._responder.can_send():
-            return True
-        return (
-            self._requester is not None
-            and self._completer is not None
-            and self._completer.resume_at is None
-            and self.attr.qp_state is QPState.RTS
-            and self._requester.can_send()
-        )
-
-    def next_frame(self, flow: Callable[[QueuePair], Flow], *, now: Instant) -> bytes:
-        """The next frame, answers before requests. Only when `can_send`."""
+    def next_frame(self, flow: Callable[[QueuePair], Flow], *, now: Instant) -> bytes | None:
+        """The next frame, answers before requests; None while there is nothing to send or no way to send it."""
+        responder = self._responder
+        if responder is None:
+            return None
         if self._flow is None:
+            if self.route is None or self.route.mac is None:
+                return None
             self._flow = flow(self)
-        assert self._responder is not None
-        if self._responder.can_send():
-            bth, rest = self._responder.next_packet()
-        else:
-            assert self._requester is not None and self._completer is not None
-            bth, rest = self._requester.next_packet()
-            self._completer.on_sent(now)
-        return self._flow.frame(bth, rest)
+        packet = responder.next_packet()
+        if packet is None:
+            completer = self._completer
+            if completer is None or completer.resume_at is not None or self.attr.qp_state is not QPState.RTS:
+                return None
+            assert self._requester is not None
+            packet = self._requester.next_packet()
+            if packet is None:
+                return None
+            completer.on_sent(now)
+        return self._flow.frame(*packet)
 
     def forget_flow(self) -> None:
         """The peer's MAC address changed: envelopes are built anew."""
@@ -303,9 +304,10 @@ class QueuePair:
 
     def deadline(self) -> Instant | None:
         """When `on_time` has something to do."""
-        if self._completer is None or self.attr.qp_state is not QPState.RTS:
+        completer = self._completer
+        if completer is None or self.attr.qp_state is not QPState.RTS:
             return None
-        return earliest(self._completer.deadline, self._completer.resume_at)
+        return completer.deadline if completer.resume_at is None else completer.resume_at
 
     def on_time(self, *, now: Instant) -> None:
         """Retransmits, or gives up, where the answer is overdue."""
@@ -317,12 +319,15 @@ class QueuePair:
     def _apply(self, verdict: Verdict) -> None:
         for wqe in verdict.completed:
             self._work.retire_send(1)
-            if self._signal_all or wqe.flags & SendFlags.SIGNALED:
+            if self._signal_all or wqe.flags & _SIGNALED:
                 self._push_send(wqe, WCStatus.SUCCESS)
         if verdict.broken is not None:
             self.fail(verdict.broken)
         elif verdict.completed:
-            self.take_work()
+            if self._left_work:
+                self.take_work()
+            else:
+                self._break_on_bad_request()
 
     def _push_send(self, wqe: SendWqe, status: WCStatus) -> None:
         opcode = _COMPLETED_AS[wqe.opcode]

@@ -15,6 +15,7 @@ REGIONS_MAX = 65_536
 ADDRESS_FIRST = 0x7E00_0000_0000
 """Where virtual addresses begin; regions of one adapter never overlap."""
 _PAGE = 4096
+_LOCAL_WRITE = int(AccessFlags.LOCAL_WRITE)
 
 
 class MemoryRegion:
@@ -30,7 +31,7 @@ class MemoryRegion:
         self.key = key
         self.buffer = buffer
         self.length = len(buffer)
-        self.access = access
+        self.access = int(access)
         self.memory = memory
         self.watcher = watcher
         """Partner id that EXCHANGE_WRITTEN tells after each whole write, 0 for none."""
@@ -98,14 +99,14 @@ class RegionTable:
     def local(self, lkey: int, addr: int, length: int, pd: int, *, write: bool) -> memoryview | None:
         """The bytes of a work request's SGE, None where the key, the domain, the bounds or the access don't permit it."""
         region = self._by_key.get(lkey)
-        if region is None or region.pd != pd or (write and not region.access & AccessFlags.LOCAL_WRITE):
+        if region is None or region.pd != pd or (write and not region.access & _LOCAL_WRITE):
             return None
         offset = addr - region.addr
         if offset < 0 or length < 0 or offset + length > region.length:
             return None
         return region.buffer[offset : offset + length]
 
-    def remote(self, rkey: int, addr: int, length: int, pd: int, access: AccessFlags) -> MemoryRegion | None:
+    def remote(self, rkey: int, addr: int, length: int, pd: int, access: int) -> MemoryRegion | None:
         """The region that a packet from the wire may touch, None where anything forbids it."""
         region = self._by_key.get(rkey)
         if region is None or region.pd != pd or not region.access & access:

@@ -17,14 +17,10 @@ ACK_REQUEST_EVERY = 64
 """An acknowledgement is asked for at least every so many packets of a long message."""
 
 # Base opcodes: + FIRST, MIDDLE, LAST, ONLY as they stand in the BTH; immediate data makes LAST and ONLY one more.
-_SEND_PLACES = (Opcode.SEND_FIRST, Opcode.SEND_MIDDLE, Opcode.SEND_LAST, Opcode.SEND_ONLY)
-_WRITE_PLACES = (
-    Opcode.RDMA_WRITE_FIRST,
-    Opcode.RDMA_WRITE_MIDDLE,
-    Opcode.RDMA_WRITE_LAST,
-    Opcode.RDMA_WRITE_ONLY,
-)
-_PLACES: dict[WROpcode, tuple[Opcode, Opcode, Opcode, Opcode]] = {
+# Plain numbers: arithmetic on members of an enumeration is several times slower, and this is done for each packet.
+_SEND_PLACES = tuple(int(each) for each in (Opcode.SEND_FIRST, Opcode.SEND_MIDDLE, Opcode.SEND_LAST, Opcode.SEND_ONLY))
+_WRITE_PLACES = tuple(place + int(Opcode.RDMA_WRITE_FIRST) for place in (0, 1, 2, 4))
+_PLACES: dict[WROpcode, tuple[int, ...]] = {
     WROpcode.SEND: _SEND_PLACES,
     WROpcode.SEND_WITH_IMM: _SEND_PLACES,
     WROpcode.RDMA_WRITE: _WRITE_PLACES,
@@ -32,6 +28,7 @@ _PLACES: dict[WROpcode, tuple[Opcode, Opcode, Opcode, Opcode]] = {
 }
 _WITH_IMMEDIATE = frozenset({WROpcode.SEND_WITH_IMM, WROpcode.RDMA_WRITE_WITH_IMM})
 _WRITES = frozenset({WROpcode.RDMA_WRITE, WROpcode.RDMA_WRITE_WITH_IMM})
+_FENCE, _SOLICITED = int(SendFlags.FENCE), int(SendFlags.SOLICITED)
 _ADDRESS_MASK = (1 << 64) - 1
 _ZEROS = (b"", b"\0", b"\0\0", b"\0\0\0")
 
@@ -49,31 +46,25 @@ class Requester:
         self.retransmitted = 0
         """Packets sent more than once."""
 
-    def can_send(self) -> bool:
-        """Whether `next_packet` would give one."""
+    def next_packet(self) -> tuple[bytes, bytes] | None:
+        """BTH, and the rest: extended headers and padded payload. Moves the cursor. None while nothing may be sent."""
         window = self._window
-        if window.index >= len(window.wqes):
-            return False
-        wqe = window.wqes[window.index]
+        wqes, index, packet = window.wqes, window.index, window.packet
+        if index >= len(wqes):
+            return None
+        wqe, oldest = wqes[index], wqes[0]
         if wqe.status is not WCStatus.SUCCESS:
-            return False  # it and all behind it wait until it is the oldest, and then it breaks the queue pair
-        if psn_distance(window.sent_end(), window.oldest_psn()) >= PACKETS_IN_FLIGHT_MAX:
-            return False
+            return None  # it and all behind it wait until it is the oldest, and then it breaks the queue pair
+        in_flight = wqe.first_psn + packet - oldest.first_psn - oldest.received
+        if in_flight & PSN_MASK >= PACKETS_IN_FLIGHT_MAX:
+            return None
         if wqe.opcode is WROpcode.RDMA_READ:
-            return window.reads_in_flight() < self._reads_max
-        if wqe.flags & SendFlags.FENCE and window.packet == 0:
-            return window.reads_in_flight() == 0
-        return True
-
-    def next_packet(self) -> tuple[bytes, bytes]:
-        """BTH, and the rest: extended headers and padded payload. Moves the cursor. Only when `can_send`."""
-        window = self._window
-        wqe = window.wqes[window.index]
-        if wqe.opcode is WROpcode.RDMA_READ:
-            return self._read_request(wqe)
-        packet, last = window.packet, wqe.packets - 1
+            return self._read_request(wqe) if window.reads_in_flight() < self._reads_max else None
+        if packet == 0 and wqe.flags & _FENCE and window.reads_in_flight():
+            return None
+        last = wqe.packets - 1
         if packet == last:
-            window.index += 1
+            window.index = index + 1
             window.packet = 0
         else:
             window.packet = packet + 1
@@ -82,28 +73,23 @@ class Requester:
     def _segment(self, wqe: SendWqe, packet: int, last: int) -> tuple[bytes, bytes]:
         opcode = wqe.opcode
         place = (3 if last == 0 else 0) if packet == 0 else (2 if packet == last else 1)
-        number: int = _PLACES[opcode][place]
-        offset = packet * self._mtu
-        payload = wqe.data[offset : offset + self._mtu]
+        number = _PLACES[opcode][place]
+        payload = wqe.data if last == 0 else wqe.data[packet * self._mtu : (packet + 1) * self._mtu]
         pad = -len(payload) & 3
         flags = pad << PAD_SHIFT
-        parts: list[bytes | memoryview] = []
-        if packet == 0 and opcode in _WRITES:
-            parts.append(RETH.pack(wqe.remote_addr, wqe.rkey, wqe.length))
-        if packet == last:
-            if opcode in _WITH_IMMEDIATE:
-                number += 1
-                parts.append(IMM.pack(wqe.imm))
-            if wqe.flags & SendFlags.SOLICITED:
-                flags |= SOLICITED_EVENT
-        parts.append(payload)
-        if pad:
-            parts.append(_ZEROS[pad])
+        head = RETH.pack(wqe.remote_addr, wqe.rkey, wqe.length) if packet == 0 and opcode in _WRITES else b""
         psn = (wqe.first_psn + packet) & PSN_MASK
         self._count(psn, psn)
-        if packet == last or packet % ACK_REQUEST_EVERY == ACK_REQUEST_EVERY - 1:
+        if packet == last:
             psn |= ACK_REQUEST
-        return BTH.pack(number, flags, P_KEY_FULL, self._destination, psn), b"".join(parts)
+            if opcode in _WITH_IMMEDIATE:
+                number += 1
+                head += IMM.pack(wqe.imm)
+            if wqe.flags & _SOLICITED:
+                flags |= SOLICITED_EVENT
+        elif packet % ACK_REQUEST_EVERY == ACK_REQUEST_EVERY - 1:
+            psn |= ACK_REQUEST
+        return BTH.pack(number, flags, P_KEY_FULL, self._destination, psn), b"".join((head, payload, _ZEROS[pad]))
 
     def _read_request(self, wqe: SendWqe) -> tuple[bytes, bytes]:
         self._window.index += 1

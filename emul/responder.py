@@ -36,6 +36,8 @@ ANSWERS_MAX = 256
 MESSAGE_BYTES_MAX = 1 << 31
 """Bytes of one message (vol. 1, 9.3.3)."""
 
+_REMOTE_WRITE, _REMOTE_READ = int(AccessFlags.REMOTE_WRITE), int(AccessFlags.REMOTE_READ)
+_ACK, _ACKNOWLEDGE = int(Syndrome.ACK), int(Opcode.ACKNOWLEDGE)
 _SEND, _WRITE = 0, 1
 # opcode -> (operation, place, has immediate data)
 _REQUESTS: dict[int, tuple[int, Place, bool]] = {
@@ -106,7 +108,7 @@ class Responder:
     ) -> None:
         self._regions = regions
         self._pd = pd
-        self._access = access
+        self._access = int(access)
         self._mtu = mtu
         self._destination = destination_qpn
         self._rnr_timer = min_rnr_timer
@@ -131,10 +133,6 @@ class Responder:
         self.duplicates = 0
         self.naks_sent = 0
 
-    def can_send(self) -> bool:
-        """Whether `next_packet` would give one."""
-        return bool(self._answers)
-
     def on_request(self, opcode: int, psn: int, ack_requested: bool, body: memoryview) -> None:
         """One request packet; `body` is what follows the BTH without padding and ICRC."""
         distance = psn_distance(psn, self.epsn)
@@ -147,14 +145,16 @@ class Responder:
         else:
             self._on_data(opcode, psn, ack_requested, body)
 
-    def next_packet(self) -> tuple[bytes, bytes]:
-        """BTH and rest of the oldest answer. Only when `can_send`."""
+    def next_packet(self) -> tuple[bytes, bytes] | None:
+        """BTH and rest of the oldest answer; None where none waits."""
+        if not self._answers:
+            return None
         answer = self._answers[0]
         if isinstance(answer, _ReadJob):
             return self._read_response(answer)
         self._answers.popleft()
         psn, syndrome, msn = answer
-        bth = BTH.pack(Opcode.ACKNOWLEDGE, 0, P_KEY_FULL, self._destination, psn)
+        bth = BTH.pack(_ACKNOWLEDGE, 0, P_KEY_FULL, self._destination, psn)
         return bth, AETH.pack(syndrome << 24 | msn)
 
     # -- SEND and RDMA WRITE ------------------------------------------------------------------------------------------
@@ -191,19 +191,19 @@ class Responder:
         if place in _ENDS:
             self.msn = (self.msn + 1) & PSN_MASK
         if ack_requested:
-            self._answers.append((psn, Syndrome.ACK, self.msn))
+            self._answers.append((psn, _ACK, self.msn))
 
     def _open_write(self, body: memoryview) -> tuple[Syndrome | None, memoryview]:
         if len(body) < RETH_BYTES:
             return Syndrome.NAK_INVALID_REQUEST, body
         addr, rkey, length = RETH.unpack_from(body)
         body = body[RETH_BYTES:]
-        if not self._access & AccessFlags.REMOTE_WRITE or length > MESSAGE_BYTES_MAX:
+        if not self._access & _REMOTE_WRITE or length > MESSAGE_BYTES_MAX:
             return Syndrome.NAK_INVALID_REQUEST, body
         self._region = None
         self._cursor = memoryview(b"")
         if length:
-            region = self._regions.remote(rkey, addr, length, self._pd, AccessFlags.REMOTE_WRITE)
+            region = self._regions.remote(rkey, addr, length, self._pd, _REMOTE_WRITE)
             if region is None:
                 return Syndrome.NAK_REMOTE_ACCESS, body
             self._region = region
@@ -282,7 +282,7 @@ class Responder:
     # -- RDMA READ ----------------------------------------------------------------------------------------------------
 
     def _on_read(self, psn: int, body: memoryview) -> None:
-        if self._message is not None or len(body) != RETH_BYTES or not self._access & AccessFlags.REMOTE_READ:
+        if self._message is not None or len(body) != RETH_BYTES or not self._access & _REMOTE_READ:
             self._fail(Syndrome.NAK_INVALID_REQUEST)
             return
         source = self._read_source(body)
@@ -302,7 +302,7 @@ class Responder:
             return memoryview(b"")
         if length > MESSAGE_BYTES_MAX:
             return None
-        region = self._regions.remote(rkey, addr, length, self._pd, AccessFlags.REMOTE_READ)
+        region = self._regions.remote(rkey, addr, length, self._pd, _REMOTE_READ)
         return None if region is None else region.slice(addr, length)
 
     def _read_response(self, job: _ReadJob) -> tuple[bytes, bytes]:
@@ -332,7 +332,7 @@ class Responder:
             self._answers.append(((self.epsn - 1) & PSN_MASK, Syndrome.ACK, self.msn))
             return
         source = self._read_source(body) if len(body) == RETH_BYTES else None
-        if source is None or not self._access & AccessFlags.REMOTE_READ:
+        if source is None or not self._access & _REMOTE_READ:
             return
         packets = max(1, -(-len(source) // self._mtu))
         if psn_distance(psn + packets, self.epsn) <= 0:  # a repetition reaches no further than the original did

@@ -30,6 +30,7 @@ class SendWqe:
         remote_addr: int,
         rkey: int,
         pieces: list[memoryview],
+        length: int,
         status: WCStatus = WCStatus.SUCCESS,
     ) -> None:
         self.wr_id = wr_id
@@ -43,7 +44,7 @@ class SendWqe:
         self.data: memoryview | bytes = pieces[0] if len(pieces) == 1 else b""
         if len(pieces) > 1 and opcode is not WROpcode.RDMA_READ:
             self.data = b"".join(pieces)
-        self.length = sum(len(piece) for piece in pieces)
+        self.length = length
         self.status = status
         """Not SUCCESS where the request was found wrong when it was taken: it completes with it when its turn comes."""
         self.received = 0
@@ -86,10 +87,10 @@ class SendWindow:
 
     def add(self, wqe: SendWqe) -> None:
         """Gives the request its PSNs: one for each packet, of a READ one for each packet of its response."""
-        wqe.packets = max(1, -(-wqe.length // self.mtu))
+        packets = wqe.packets = -(-wqe.length // self.mtu) or 1
         wqe.first_psn = self.next_psn
-        wqe.last_psn = (self.next_psn + wqe.packets - 1) & PSN_MASK
-        self.next_psn = (self.next_psn + wqe.packets) & PSN_MASK
+        wqe.last_psn = (self.next_psn + packets - 1) & PSN_MASK
+        self.next_psn = (self.next_psn + packets) & PSN_MASK
         self.wqes.append(wqe)
 
     def oldest_psn(self) -> int:
