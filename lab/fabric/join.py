@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 from lab.fabric import namespaces
@@ -38,7 +40,7 @@ def run_program(kinds: Sequence[str], descriptors: Sequence[int], command: Seque
 
 def run_inside(kinds: Sequence[str], descriptors: Sequence[int], body: Callable[[], int]) -> int:
     """Runs `body` in a process inside and waits; what it returned. The caller's other threads are not there."""
-    directory = os.getcwd()
+    directory = Path.cwd()
     child = os.fork()
     if child == 0:
         _as_child(kinds, descriptors, directory, body)
@@ -51,7 +53,7 @@ def run_inside(kinds: Sequence[str], descriptors: Sequence[int], body: Callable[
     return _exit_status(status)
 
 
-def _as_child(kinds: Sequence[str], descriptors: Sequence[int], directory: str, body: Callable[[], int]) -> NoReturn:
+def _as_child(kinds: Sequence[str], descriptors: Sequence[int], directory: Path, body: Callable[[], int]) -> NoReturn:
     """The process in between: joins, forks the one inside, waits for it."""
     status = EXIT_NOT_JOINED
     try:
@@ -64,17 +66,27 @@ def _as_child(kinds: Sequence[str], descriptors: Sequence[int], directory: str, 
             os.chdir(directory)  # joining a mount namespace led to its root
         inside = os.fork()
         if inside == 0:
-            namespaces.die_with_parent(signal.SIGTERM)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)
-            os._exit(body())
+            _as_grandchild(body)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: os.kill(inside, signal.SIGTERM))
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         status = _exit_status(os.waitpid(inside, 0)[1])
     except OSError as error:
-        print(f"lab: cannot join the node: {error}", file=sys.stderr)
+        sys.stderr.write(f"lab: cannot join the node: {error}\n")
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _as_grandchild(body: Callable[[], int]) -> NoReturn:
+    status = EXIT_NOT_EXECUTABLE
+    try:
+        namespaces.die_with_parent(signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        status = body()
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(status)
@@ -84,10 +96,10 @@ def _execute(command: Sequence[str]) -> int:
     try:
         os.execvp(command[0], list(command))
     except FileNotFoundError:
-        print(f"lab: {command[0]}: command not found", file=sys.stderr)
+        sys.stderr.write(f"lab: {command[0]}: command not found\n")
         return EXIT_NOT_FOUND
     except OSError as error:
-        print(f"lab: {command[0]}: {error.strerror}", file=sys.stderr)
+        sys.stderr.write(f"lab: {command[0]}: {error.strerror}\n")
         return EXIT_NOT_EXECUTABLE
 
 
