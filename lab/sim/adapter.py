@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from emul.adapter import FRAMES_PER_PULL_MAX, Adapter, PortFacts
+from emul.clock import Instant
 from emul.firmware import Identity
 from emul.memory import Memory
 from emul.node_memory import NodeMemory
@@ -63,6 +64,7 @@ class SimAdapter:
             node_memory=self._node_memory,
             rng=self._rng(self._generation),
             allocate=lambda length, name: Memory.plain(length),
+            release=Memory.close,
             wake_host=self._wake_host,
         )
         self._arrived.clear()
@@ -113,18 +115,22 @@ class SimAdapter:
         card, now = self.card, self._scheduler.now
         if card is None:
             return
+        if self._arrived:
+            self._take_frames(card, now)
+        card.on_doorbell(now=now)
+        deadline = card.next_deadline(now=now)
+        if deadline is not None and deadline <= now:
+            card.on_time(now=now)
+        self._transmit(card)
+        self._plan_timer(card)
+
+    def _take_frames(self, card: Adapter, now: Instant) -> None:
         self._turns += 1
         self._node_memory.set_turn(self.port.index, 2 * self._turns - 1)
         arrived, self._arrived = self._arrived, []
         for frame in arrived:
             card.on_frame(frame, now=now)
-        card.on_doorbell(now=now)
-        deadline = card.next_deadline(now=now)
-        if deadline is not None and deadline <= now:
-            card.on_time(now=now)
         self._node_memory.set_turn(self.port.index, 2 * self._turns)
-        self._transmit(card)
-        self._plan_timer(card)
 
     def _transmit(self, card: Adapter) -> None:
         for _ in range(PULLS_PER_TURN_MAX):

@@ -15,7 +15,7 @@ from ccm.host import Host
 
 from ccm.history import HEADER_BYTES, RECORD_BYTES, HistoryWriter
 from emul.clock import MICROSECOND, MILLISECOND
-from emul.device import LocalDevice
+from emul.local import LocalDevice
 from emul.memory import Memory
 from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
 from emul.verbs import Context
@@ -59,6 +59,7 @@ class SimNode:
         self._turn_planned = False
         self._timer_at: int | None = None
         self._devices: dict[str, LocalDevice] = {}
+        self._contexts: dict[str, Context] = {}
         self.adapters = {
             adapter: SimAdapter(
                 plan.ports[name, adapter],
@@ -86,7 +87,8 @@ class SimNode:
         self.paused = False
         self._timer_at = None
         self._devices = {name: self._open(adapter) for name, adapter in self.adapters.items()}
-        contexts = [Context(device) for device in self._devices.values()]
+        self._contexts = {name: Context(device) for name, device in self._devices.items()}
+        contexts = list(self._contexts.values())
         seed = self._streams.number(f"host/{self.name}/{self._boots}")
         host = Host(self._config, contexts, self.memory, self.nvram, HistoryWriter(self.history), seed)
         self.host = host
@@ -121,11 +123,11 @@ class SimNode:
         self.wake()
 
     def replace_adapter(self, name: str) -> None:
-        """A new card; a running host gets to it through the device that it has open."""
+        """A new card; a running host gets to it through the context that it has open."""
         self.adapters[name].start()
-        device, card = self._devices.get(name), self.adapters[name].card
-        if device is not None and card is not None:
-            device.replace(card)
+        if name in self._contexts:
+            device = self._devices[name] = self._open(self.adapters[name])
+            self._contexts[name].device = device
         self.wake()
 
     def control(self, request: Mapping[str, object]) -> dict[str, object]:
