@@ -99,9 +99,8 @@ def _figures(result: Result) -> str:
         done = [r.recovered_at - r.fault.at for r in result.recoveries if r.recovered_at and r.fault.at is not None]
         figures.append(("slowest recovery", f"{max(done) / 1e6:.1f} ms" if done else "never"))
     for client, numbers in result.workload.items():
-        figures.append((f"{client}: committed", f"{numbers['committed']:,}"))
-        figures.append((f"{client}: lost", f"{numbers['lost']}"))
-        figures.append((f"{client}: longest gap", f"{numbers['longest_gap_ms']:.1f} ms"))
+        rest = f"{numbers['lost']} lost, longest gap {numbers['longest_gap_ms']:.1f} ms"
+        figures.append((f"{client}: committed, {rest}", f"{numbers['committed']:,}"))
     cells = (f'<div class="figure"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in figures)
     return f'<div class="figures">{"".join(cells)}</div>'
 

@@ -191,14 +191,27 @@ def _path_ends(evidence: Evidence) -> list[PathEnd]:
 def _path_row(evidence: Evidence, rows: _Rows, end: PathEnd) -> None:
     name = f"{evidence.node_name(end.node)}->{evidence.node_name(end.partner)} path {end.path}"
     rows.label(name, STATE_ROW)
-    state, since = None, rows.span.start
-    for entry in evidence.of(end.node, Kind.HOST_STARTED, Kind.PATH_UP, Kind.PATH_DOWN):
-        if entry.kind != Kind.HOST_STARTED and (entry.partner, entry.extra) != (end.partner, end.path):
-            continue
-        _state_segment(rows, name, state, since, entry.at)
-        state, since = (None if entry.kind == Kind.HOST_STARTED else entry.kind == Kind.PATH_UP), entry.at
-    _state_segment(rows, name, state, since, rows.span.end)
+    changes: list[tuple[int, bool | None]] = [(at, None) for at in _host_ends(evidence, end.node)]
+    for entry in evidence.of(end.node, Kind.PATH_UP, Kind.PATH_DOWN):
+        if (entry.partner, entry.extra) == (end.partner, end.path):
+            changes.append((entry.at, entry.kind == Kind.PATH_UP))
+    _states(rows, name, changes)
     rows.y += STATE_ROW + ROW_GAP
+
+
+def _host_ends(evidence: Evidence, node: int) -> list[int]:
+    """When a host began or ended: what the one before it had was gone then."""
+    started = [entry.at for entry in evidence.of(node, Kind.HOST_STARTED)]
+    return started + [fault.at for fault in evidence.faults if fault.at is not None and node in fault.nodes]
+
+
+def _states(rows: _Rows, name: str, changes: list[tuple[int, bool | None]]) -> None:
+    """A row of segments: up, down, or not there, from each change to the next."""
+    state, since = None, rows.span.start
+    for at, following in sorted(changes, key=lambda change: change[0]):
+        _state_segment(rows, name, state, since, at)
+        state, since = following, at
+    _state_segment(rows, name, state, since, rows.span.end)
 
 
 def _state_segment(rows: _Rows, name: str, state: bool | None, since: int, until: int) -> None:
@@ -209,16 +222,12 @@ def _state_segment(rows: _Rows, name: str, state: bool | None, since: int, until
 def _session_row(evidence: Evidence, rows: _Rows, session: Session) -> None:
     name = evidence.session_name(session)
     rows.label(name, STATE_ROW)
-    state, since, epoch = None, rows.span.start, 0
-    ticks = []
-    for entry in evidence.alerts(session):
-        _state_segment(rows, f"{name} epoch {epoch}", state, since, entry.at)
-        since, epoch = entry.at, entry.epoch or epoch
-        state = {Kind.READY_ALERT: True, Kind.ERROR_ALERT: False}.get(entry.kind)
-        if entry.kind in (Kind.READY_ALERT, Kind.ERROR_ALERT):
-            word = "ready" if state else "error"
-            ticks.append((entry.at, UP if state else DOWN, f"{word} alert, epoch {entry.epoch}"))
-    _state_segment(rows, f"{name} epoch {epoch}", state, since, rows.span.end)
-    for at, colour, title in ticks:
-        rows.tick(at, STATE_ROW, colour, title)
+    meaning = {Kind.READY_ALERT: True, Kind.ERROR_ALERT: False}
+    alerts = evidence.of_session(session, Kind.READY_ALERT, Kind.ERROR_ALERT, Kind.SESSION_CLOSED)
+    changes: list[tuple[int, bool | None]] = [(at, None) for at in _host_ends(evidence, session.node)]
+    _states(rows, name, changes + [(entry.at, meaning.get(entry.kind)) for entry in alerts])
+    for entry in alerts:
+        if entry.kind in meaning:
+            word, colour = ("ready", UP) if meaning[entry.kind] else ("error", DOWN)
+            rows.tick(entry.at, STATE_ROW, colour, f"{word} alert, epoch {entry.epoch}")
     rows.y += STATE_ROW + ROW_GAP

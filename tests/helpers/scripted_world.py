@@ -163,7 +163,9 @@ class ScriptedWorld:
 
     def boot(self, node: str) -> None:
         self.down.discard(node)
-        self.writers[node].note(Instant(self.time), Kind.HOST_STARTED, self.ids[node], incarnation=self.incarnation[node])
+        self.writers[node].note(
+            Instant(self.time), Kind.HOST_STARTED, self.ids[node], incarnation=self.incarnation[node]
+        )
         for session in self.sessions:
             if session.partner == self.ids[node]:
                 self.note(session, Kind.PARTNER_STATUS, extra=Stage.LOADER)
@@ -225,7 +227,11 @@ class ScriptedWorld:
         self.sequence[session] = sequence + 1
         epoch = self.epochs[session]
         if session.client == ECHO:
-            for kind, writer in ((Kind.SUBMITTED, session), (Kind.DELIVERED, _other(session)), (Kind.COMMITTED, session)):
+            for kind, writer in (
+                (Kind.SUBMITTED, session),
+                (Kind.DELIVERED, _other(session)),
+                (Kind.COMMITTED, session),
+            ):
                 self.note(writer, kind, epoch=epoch, sequence=sequence, digest=7)
             return
         half = len(self.cards[node]) // 2
