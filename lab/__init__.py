@@ -8,18 +8,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lab.api import Lab, run
     from lab.errors import InputError, LabError, MachineError
     from lab.scenario import Scenario
     from lab.topology import Topology
 
-__all__ = ["InputError", "LabError", "MachineError", "Scenario", "Topology"]
+__all__ = ["InputError", "Lab", "LabError", "MachineError", "Scenario", "Topology", "run"]
 
 _HOME = {
     "InputError": "lab.errors",
+    "Lab": "lab.api",
     "LabError": "lab.errors",
     "MachineError": "lab.errors",
     "Scenario": "lab.scenario",
     "Topology": "lab.topology",
+    "run": "lab.api",
 }
 
 
