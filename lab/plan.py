@@ -7,7 +7,6 @@ local port to one partner port that a cable or connected switches lead to; both 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,8 @@ INTERFACE_MTU = {"xdp": 2200, "packet": 4200, "memory": 4200}
 """MTU of an adapter's interface by wire: AF_XDP takes whole frames in one buffer, AF_PACKET any size."""
 PATH_MTU = {"xdp": 2048, "packet": 4096, "memory": 4096}
 """InfiniBand path MTU that fits it, headers and ICRC included."""
+Port = tuple[str, str]
+"""Node and adapter."""
 _NODES_PER_OCTET = 250
 _OCTETS_PER_ADAPTER = 10
 
@@ -54,20 +55,35 @@ class Plan:
     def __init__(self, topology: Topology) -> None:
         self.topology = topology
         self.node_ids: dict[str, int] = {node.name: node.id for node in topology.nodes.values()}
-        self.ports: dict[tuple[str, str], PortPlan] = {
+        self.ports: dict[Port, PortPlan] = {
             (node.name, adapter): _port(node, adapter, index)
             for node in topology.nodes.values()
             for index, adapter in enumerate(node.adapters)
         }
-        self._paths = self._find_paths()
+        self._plugs = _plugs(topology)
+        self._switches = _between_switches(topology)
+        self._paths: dict[tuple[str, str], tuple[PathPlan, ...]] = {}
 
     def partners(self, node: str) -> list[str]:
         """The nodes that `node` has a path to, in the order of their ids."""
-        return [other for other in self.topology.nodes if (node, other) in self._paths]
+        ports = [(node, adapter) for adapter in self.topology.nodes[node].adapters]
+        own = [self._plugs[port][1] for port in ports if port in self._plugs]
+        met = {end.node for end in own if not end.switch}
+        reached = {switch for end in own if end.switch for switch in self._switches[end.switch]}
+        met |= {name for (name, _), (_, far) in self._plugs.items() if far.switch in reached}
+        return [other for other in self.topology.nodes if other in met and other != node]
 
     def paths(self, node: str, partner: str) -> tuple[PathPlan, ...]:
         """The paths from `node` to `partner` by number; empty where there is none."""
-        return self._paths.get((node, partner), ())
+        if node == partner:
+            return ()
+        if (node, partner) not in self._paths:
+            low, high = sorted((node, partner), key=self.node_ids.__getitem__)
+            self._paths[low, high] = self._find_paths(low, high)
+            self._paths[high, low] = tuple(
+                PathPlan(path.index, path.remote, path.local, path.cables[::-1]) for path in self._paths[low, high]
+            )
+        return self._paths[node, partner]
 
     def host_config(self, node: str, state: Path, *, seed: int = 0) -> dict[str, object]:
         """What a host process is told (ccm.process.main). `state` is the lab's state directory."""
@@ -138,28 +154,27 @@ class Plan:
             ],
         }
 
-    def _find_paths(self) -> dict[tuple[str, str], tuple[PathPlan, ...]]:
-        """For each pair of nodes the first PATHS_MAX port pairs, in an order that spreads them over ports."""
-        reached = {port: _reach(self.topology, port) for port in self.ports}
-        paths: dict[tuple[str, str], tuple[PathPlan, ...]] = {}
-        names = list(self.topology.nodes)
-        for position, low in enumerate(names):
-            for high in names[position + 1 :]:
-                pairs = sorted(self._port_pairs(low, high, reached), key=_spread)[:PATHS_MAX]
-                if not pairs:
-                    continue
-                paths[low, high] = tuple(PathPlan(i, a, b, cables) for i, (a, b, cables) in enumerate(pairs))
-                paths[high, low] = tuple(PathPlan(i, b, a, cables[::-1]) for i, (a, b, cables) in enumerate(pairs))
-        return paths
+    def _find_paths(self, low: str, high: str) -> tuple[PathPlan, ...]:
+        """The first PATHS_MAX port pairs in an order that spreads them over ports, as `low` sees them."""
+        pairs = [
+            (self.ports[low, local], self.ports[high, remote], cables)
+            for local in self.topology.nodes[low].adapters
+            for remote in self.topology.nodes[high].adapters
+            if (cables := self._route((low, local), (high, remote))) is not None
+        ]
+        chosen = sorted(pairs, key=_spread)[:PATHS_MAX]
+        return tuple(PathPlan(index, local, remote, cables) for index, (local, remote, cables) in enumerate(chosen))
 
-    def _port_pairs(
-        self, low: str, high: str, reached: dict[tuple[str, str], dict[tuple[str, str], tuple[str, ...]]]
-    ) -> Iterator[tuple[PortPlan, PortPlan, tuple[str, ...]]]:
-        for local in self.topology.nodes[low].adapters:
-            for remote in self.topology.nodes[high].adapters:
-                cables = reached[low, local].get((high, remote))
-                if cables is not None:
-                    yield self.ports[low, local], self.ports[high, remote], cables
+    def _route(self, local: Port, remote: Port) -> tuple[str, ...] | None:
+        """The cables from `local` to `remote`; None where nothing leads there."""
+        here, there = self._plugs.get(local), self._plugs.get(remote)
+        if here is None or there is None:
+            return None
+        (cable, far), (other_cable, other_far) = here, there
+        if not far.switch or not other_far.switch:
+            return (cable,) if cable == other_cable else None
+        between = self._switches[far.switch].get(other_far.switch)
+        return None if between is None else (cable, *between, other_cable)
 
 
 def node_directory(state: Path, node: str) -> Path:
@@ -181,24 +196,32 @@ def _spread(pair: tuple[PortPlan, PortPlan, tuple[str, ...]]) -> tuple[int, int]
     return abs(high.index - low.index), low.index
 
 
-def _reach(topology: Topology, port: tuple[str, str]) -> dict[tuple[str, str], tuple[str, ...]]:
-    """The ports that frames from `port` can arrive at, with the cables they cross; breadth first."""
-    at_switch: dict[str, list[tuple[str, End]]] = {name: [] for name in topology.switches}
-    first: list[tuple[str, End]] = []
+def _plugs(topology: Topology) -> dict[Port, tuple[str, End]]:
+    """For each port in use: its cable, and that cable's other end."""
+    return {
+        (near.node, near.adapter): (cable.name, far)
+        for cable in topology.cables.values()
+        for near, far in (cable.ends, cable.ends[::-1])
+        if not near.switch
+    }
+
+
+def _between_switches(topology: Topology) -> dict[str, dict[str, tuple[str, ...]]]:
+    """From each switch to each that is connected with it: the cables on the way (there is one way only)."""
+    neighbours: dict[str, list[tuple[str, str]]] = {name: [] for name in topology.switches}
     for cable in topology.cables.values():
-        for near, far in (cable.ends, cable.ends[::-1]):
-            if near.switch:
-                at_switch[near.switch].append((cable.name, far))
-            elif (near.node, near.adapter) == port:
-                first.append((cable.name, far))
-    reached: dict[tuple[str, str], tuple[str, ...]] = {}
-    seen: set[str] = set()
-    queue: deque[tuple[tuple[str, ...], End]] = deque(((name,), far) for name, far in first)
-    while queue:
-        cables, end = queue.popleft()
-        if not end.switch:
-            reached.setdefault((end.node, end.adapter), cables)
-        elif end.switch not in seen:
-            seen.add(end.switch)
-            queue.extend(((*cables, name), far) for name, far in at_switch[end.switch] if name != cables[-1])
-    return reached
+        near, far = cable.ends
+        if near.switch and far.switch:
+            neighbours[near.switch].append((cable.name, far.switch))
+            neighbours[far.switch].append((cable.name, near.switch))
+    ways: dict[str, dict[str, tuple[str, ...]]] = {}
+    for start in topology.switches:
+        ways[start] = {start: ()}
+        queue = deque([start])
+        while queue:
+            switch = queue.popleft()
+            for cable_name, other in neighbours[switch]:
+                if other not in ways[start]:
+                    ways[start][other] = (*ways[start][switch], cable_name)
+                    queue.append(other)
+    return ways

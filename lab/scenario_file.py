@@ -43,7 +43,7 @@ from lab.scenario import (
 )
 from lab.topology import CLIENTS, Topology
 from lab.units import format_size, found
-from lab.validation import Duration, FileModel, Size, in_file_order, validate
+from lab.validation import NAME_PATTERN, Duration, FileModel, Size, in_file_order, validate
 from lab.yaml_tree import Document, Place, parse_document, read_document
 
 _RATE_PATTERN = r"^[0-9]+ ?/s$"
@@ -106,7 +106,7 @@ class StepModel(FileModel):
 class ScenarioModel(FileModel):
     """A run: topology, workload, faults, expectations."""
 
-    scenario: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    scenario: str = Field(min_length=1, max_length=64, pattern=NAME_PATTERN)
     description: str = ""
     topology: str = Field(min_length=1)
     workload: dict[str, WorkloadModel] = Field(default_factory=dict)

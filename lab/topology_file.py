@@ -38,7 +38,7 @@ from lab.topology import (
     Node,
     Topology,
 )
-from lab.validation import Duration, FileModel, Rate, Size, in_file_order, validate
+from lab.validation import NAME_PATTERN, Duration, FileModel, Rate, Size, in_file_order, validate
 from lab.yaml_tree import Document, Place, parse_document, read_document
 
 INTERFACE_NAME_MAX = 15
@@ -92,7 +92,7 @@ class CableModel(FileModel):
 class TopologyModel(FileModel):
     """A cluster: nodes, switches and the cables between them."""
 
-    name: str = Field(min_length=1, max_length=64)
+    name: str = Field(min_length=1, max_length=64, pattern=NAME_PATTERN)
     description: str = ""
     defaults: NodeModel = NodeModel()
     nodes: dict[str, NodeModel | None] = Field(min_length=1, max_length=NODES_MAX)
@@ -127,7 +127,8 @@ def _build(document: Document, source: Path | None) -> Topology:
         raise InputError.several(in_file_order(problems))
     built = {name: Cable(name, cables.ends[name], cable.delay, cable.rate) for name, cable in model.cables.items()}
     topology = Topology(model.name, nodes, tuple(model.switches), built, model.cluster_key, source)
-    lonely = [node for node in nodes.values() if node.clients and not Plan(topology).partners(node.name)]
+    plan = Plan(topology)
+    lonely = [node for node in nodes.values() if node.clients and not plan.partners(node.name)]
     if lonely:
         message = "runs clients, but no cable leads from it to another node"
         raise InputError.several(

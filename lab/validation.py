@@ -19,6 +19,9 @@ from lab.errors import InputError, Problem, did_you_mean
 from lab.yaml_tree import Document
 
 Model = TypeVar("Model", bound=BaseModel)
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""What names a topology or a scenario: it becomes part of file names. The only pattern of the formats, as the message
+for a mismatch is written for it."""
 
 
 class FileModel(BaseModel):
@@ -76,11 +79,14 @@ def _named(place: tuple[str | int, ...]) -> str:
 
 
 def _expected(detail: ErrorDetails) -> str:
-    """"expected X, found Y" for one of pydantic's errors."""
+    """What was expected and what was found, for one of pydantic's errors."""
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "value_error":
         return str(context["error"])
     shown = units.found(value)
+    if kind in ("too_short", "string_too_short") and not value:
+        what = "item" if kind == "too_short" else "character"
+        return f"expected at least one {what}, found {'an empty ' + shown[2:] if shown.startswith('a ') else shown}"
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind].format(**context)}, found {shown}"
     if kind in ("literal_error", "enum"):
@@ -98,13 +104,14 @@ _EXPECTED = {
     "list_type": "a list",
     "dict_type": "a mapping of keys and values",
     "model_type": "a mapping of keys and values",
-    "greater_than": "a figure above {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "a figure below {lt}",
-    "less_than_equal": "at most {le}",
+    "greater_than": "a figure above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "a figure below {lt:g}",
+    "less_than_equal": "at most {le:g}",
     "finite_number": "a finite number",
     "string_too_short": "at least {min_length} characters",
     "string_too_long": "at most {max_length} characters",
+    "string_pattern_mismatch": "letters, digits, ., - and _, beginning with a letter or digit",
     "too_short": "at least {min_length} items",
     "too_long": "at most {max_length} items",
 }

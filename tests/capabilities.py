@@ -1,0 +1,74 @@
+"""What this machine can do, as far as tests ask: each probe gives None, or what is missing."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+PROBE_TIMEOUT_S = 20
+_NAMESPACE_PROBE = """
+import ctypes, sys
+CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWNS = 0x10000000, 0x40000000, 0x20000000, 0x20000
+flags = CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWNS | int(sys.argv[1]) * CLONE_NEWUSER
+sys.exit(ctypes.CDLL(None, use_errno=True).unshare(flags) != 0)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """A name for LAB_REQUIRE, the marker of tests that need it, and the probe."""
+
+    marker: str
+    probe: Callable[[], str | None]
+
+
+def required() -> set[str]:
+    """The capabilities that LAB_REQUIRE names."""
+    return {name.strip() for name in os.environ.get("LAB_REQUIRE", "").split(",") if name.strip()}
+
+
+@functools.cache
+def missing(name: str) -> str | None:
+    """What is missing for capability `name`; None where it is there. Probed once."""
+    return CAPABILITIES[name].probe()
+
+
+def _root() -> str | None:
+    return None if os.geteuid() == 0 else "needs root"
+
+
+def _netns() -> str | None:
+    as_user = "0" if os.geteuid() == 0 else "1"
+    command = [sys.executable, "-c", _NAMESPACE_PROBE, as_user]
+    result = subprocess.run(command, check=False, capture_output=True, timeout=PROBE_TIMEOUT_S)
+    return None if result.returncode == 0 else "needs root or user namespaces to make network namespaces"
+
+
+def _docker() -> str | None:
+    command = shutil.which("docker")
+    if command is None:
+        return "needs docker"
+    try:
+        result = subprocess.run([command, "info"], check=False, capture_output=True, timeout=PROBE_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return f"docker engine did not answer within {PROBE_TIMEOUT_S} s"
+    return None if result.returncode == 0 else "needs a docker engine that answers"
+
+
+def _program(name: str) -> Callable[[], str | None]:
+    return lambda: None if shutil.which(name) else f"needs {name}"
+
+
+CAPABILITIES: dict[str, Capability] = {
+    "root": Capability("root", _root),
+    "netns": Capability("netns", _netns),
+    "docker": Capability("needs_docker", _docker),
+    "tshark": Capability("needs_tshark", _program("tshark")),
+    "tcpdump": Capability("needs_tcpdump", _program("tcpdump")),
+    "vagrant": Capability("needs_vagrant", _program("vagrant")),
+}

@@ -1,0 +1,30 @@
+"""What all tests share: markers for what a test needs of the machine.
+
+A test that needs what is not there is skipped, and says what is missing. With LAB_REQUIRE=docker,tshark,... it fails
+instead: CI must not turn green by leaving out.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.capabilities import CAPABILITIES, missing, required
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A misspelt LAB_REQUIRE would require nothing: refuse it."""
+    unknown = sorted(required() - set(CAPABILITIES))
+    if unknown:
+        raise pytest.UsageError(f"LAB_REQUIRE: unknown {', '.join(unknown)} (known: {', '.join(CAPABILITIES)})")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips or fails a test whose markers ask for what the machine doesn't have."""
+    for name, capability in CAPABILITIES.items():
+        if item.get_closest_marker(capability.marker) is None:
+            continue
+        reason = missing(name)
+        if reason is not None and name in required():
+            pytest.fail(f"LAB_REQUIRE asks for {name}: {reason}", pytrace=False)
+        if reason is not None:
+            pytest.skip(reason)
