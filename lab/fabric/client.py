@@ -61,6 +61,9 @@ class Fabric:
         self.topology = str(record["topology"])
         self.wire = str(record["wire"])
         """"xdp" (adapters use AF_XDP where their interface allows) or "packet"."""
+        self.nodes: dict[str, list[str]] = dict(record["nodes"])
+        """Names of the nodes, and of each one's adapters."""
+        self.cables: list[str] = list(record["cables"])
         self.timings: dict[str, float] = {}
         """Milliseconds of the parts of the bring-up."""
 
@@ -75,7 +78,7 @@ class Fabric:
         *,
         seed: int = 0,
         adapters: bool = True,
-    ) -> Fabric:
+    ) -> Self:
         """Builds the lab of `plan`: namespaces, cables, power, and (with `adapters`) the adapters; no host yet.
 
         `name` is its id (default: one that nobody has). `node_namespaces` are descriptors of network namespaces that
@@ -104,7 +107,7 @@ class Fabric:
         return fabric
 
     @classmethod
-    def attach(cls, name: str) -> Fabric:
+    def attach(cls, name: str) -> Self:
         """The running lab `name` of this user. Raises InputError for one that is not there."""
         found = registry.find(name)
         try:
@@ -135,6 +138,20 @@ class Fabric:
             self._pidfd = None
         if self.directory.is_dir():
             registry.remove_dead(registry.LabRecord(self.lab_id, self.directory, alive=False, kept=False))
+
+    @staticmethod
+    def end_process(record: registry.LabRecord) -> None:
+        """Ends a fabric process that lives (its lock is held) and doesn't answer, and with it the lab."""
+        pid = record.details.get("pid")
+        if not isinstance(pid, int):
+            raise LabError(f"lab {record.lab_id} is just starting, or its record is damaged: {record.directory}")
+        with suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            # The number could be somebody else's by now: only a first process of its pid namespace is a fabric process.
+            if _inner_pid(pid) == 1:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                _ended(pidfd, STOP_MAX_S)
+            os.close(pidfd)
 
     def detach(self) -> None:
         """Leaves a kept (or attached) lab running and lets go of it."""
@@ -467,7 +484,7 @@ def _first_answers(channel: Channel) -> dict[str, Any]:
 
 def _record(spec: Mapping[str, Any], pid: int) -> dict[str, Any]:
     """What lab.json tells: enough for other commands to find their way."""
-    keys = ("lab", "topology", "source", "wire", "mtu", "kept", "switches")
+    keys = ("lab", "topology", "source", "wire", "mtu", "kept", "switches", "given", "seed")
     nodes = {node["name"]: [adapter["name"] for adapter in node["adapters"]] for node in spec["nodes"]}
     return {
         **{key: spec[key] for key in keys},
@@ -489,6 +506,15 @@ def _last_line(directory: Path) -> str:
         if lines:
             return f" ({lines[-1]})"
     return ""
+
+
+def _inner_pid(pid: int) -> int | None:
+    """The number of a process in its own pid namespace, None where it has gone."""
+    with suppress(OSError, StopIteration):
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+        numbers = next(line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:"))
+        return int(numbers[-1]) if len(numbers) > 1 else None
+    return None
 
 
 def _ended(pidfd: int, timeout: float) -> bool:

@@ -23,7 +23,7 @@ CLONE_NEWPID = 0x2000_0000
 CLONE_NEWNET = 0x4000_0000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 0x4000, 1 << 18
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 
 _NETWORK_SETTINGS = (
@@ -65,6 +65,11 @@ def die_with_parent(signal_number: int) -> None:
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
 
 
+def name_process(name: str) -> None:
+    """What `ps -o comm` and top call this process; cut to 15 bytes."""
+    _libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+
+
 def may_make_namespaces() -> bool:
     """Whether this process has CAP_SYS_ADMIN and CAP_NET_ADMIN: root in a container often has neither."""
     for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
@@ -74,14 +79,17 @@ def may_make_namespaces() -> bool:
     return False
 
 
-def enter_user_namespace() -> None:
+def enter_user_namespace(*, mapped: bool = True) -> None:
     """Moves this process into a new user namespace in which it is root: only its own user and group are mapped.
 
-    Raises MachineError where the machine does not let users make such namespaces.
+    Not `mapped` it is nobody there, with all privileges all the same. Raises MachineError where the machine does not let
+    users make such namespaces.
     """
     uid, gid = os.geteuid(), os.getegid()
     try:
         unshare(CLONE_NEWUSER)
+        if not mapped:
+            return
         # A group map of one's own is only allowed once setgroups is denied for good.
         _write("/proc/self/setgroups", b"deny")
         _write("/proc/self/uid_map", f"0 {uid} 1\n".encode())

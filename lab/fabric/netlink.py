@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.tcmsg import tcmsg
+from pyroute2.netlink.rtnl.tcmsg import sched_netem, tcmsg
 
 NAME_BYTES_MAX = 15
 """The kernel's limit of an interface name (IFNAMSIZ without the closing zero)."""
@@ -32,7 +32,7 @@ _RTM_NEWQDISC, _RTM_NEWTFILTER, _RTM_DELTFILTER, _RTM_GETTFILTER = 36, 44, 45, 4
 _RTM_NEWLINKPROP = 108
 _HEADER = struct.Struct("<IHHII")
 _IFF_UP = 1
-_CLSACT_HANDLE, _CLSACT_PARENT, _INGRESS_PARENT = 0xFFFF_0000, 0xFFFF_FFF1, 0xFFFF_FFF2
+_CLSACT_HANDLE, _CLSACT_PARENT, _INGRESS_PARENT, _TC_ROOT = 0xFFFF_0000, 0xFFFF_FFF1, 0xFFFF_FFF2, 0xFFFF_FFFF
 _ETH_P_ALL = socket.htons(3)
 _TC_ACT_STOLEN, _EGRESS_REDIRECT = 4, 1
 
@@ -298,6 +298,17 @@ def remove_redirect(index: int, priority: int) -> Request:
         _REMOVE_FILTER.fill(index=index, info=priority << 16 | _ETH_P_ALL),
         f"remove redirect of interface {index} (priority {priority})",
     )
+
+
+def netem(index: int, *, delay_us: int) -> Request:
+    """Delays all frames that leave by `index`."""
+    message = tcmsg()
+    options = sched_netem.get_parameters({"delay": delay_us})
+    encoded = _encode(
+        message, _RTM_NEWQDISC, _CREATE, [["TCA_KIND", "netem"], ["TCA_OPTIONS", options]],
+        index=index, parent=_TC_ROOT, handle=0,
+    )  # fmt: skip
+    return Request(bytearray(encoded), f"add netem to interface {index}")
 
 
 def alternative_name(index: int, name: str) -> Request:

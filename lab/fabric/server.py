@@ -157,6 +157,7 @@ def _enter(user_namespace: bool) -> None:
 
 def _run(channel: Channel, spec: dict[str, Any], given: dict[str, int]) -> None:
     """As pid 1 of the lab."""
+    namespaces.name_process("lab-fabric")
     namespaces.mount_proc()
     namespaces.prepare_network()
     link = SpawnerLink()

@@ -87,7 +87,7 @@ class Spawner:
         except OSError as error:
             return {"error": f"cannot start {key}: {error.strerror}"}
         if pid == 0:
-            _become(kind, config, network, parent)
+            _become(key, kind, config, network, parent)
         pidfd = os.pidfd_open(pid)
         node_memory = config.get("node_memory") if kind == "adapter" else None
         self._children[pidfd] = _Child(key, pid, pidfd, node_memory, int(config.get("adapter_index", 0)))
@@ -134,6 +134,7 @@ def serve(channel: Channel) -> NoReturn:
     """The spawner process: warms up, then serves `channel`; never returns."""
     status = 1
     try:
+        namespaces.name_process("lab-spawner")
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the server decides when it ends
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for name in PRELOADED:
@@ -150,13 +151,14 @@ def serve(channel: Channel) -> NoReturn:
         os._exit(status)
 
 
-def _become(kind: str, config: dict[str, Any], network: int | None, parent: int) -> NoReturn:
+def _become(key: str, kind: str, config: dict[str, Any], network: int | None, parent: int) -> NoReturn:
     """The child after the fork: turns into the process that was asked for."""
     status = EXIT_CRASHED
     try:
         namespaces.die_with_parent(signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(EXIT_CRASHED)  # the parent died before the line above could matter
+        namespaces.name_process(key)
         if network is not None:
             namespaces.setns(network, namespaces.CLONE_NEWNET)
         _redirect_output(str(config["log"]))
