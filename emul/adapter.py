@@ -1,7 +1,7 @@
 """The interconnect adapter: frames in, frames out, doorbells and time, without any I/O (H1).
 
-Takes a frame apart as far as its queue pair, hands it there, and collects what all queue pairs, the connection machine and
-the neighbours want to send. Pulled by whoever drives it: the adapter process on a real port, the simulator, a test.
+Takes a frame apart as far as its queue pair, hands it there, and collects what all queue pairs, the connection machine
+and the neighbours want to send. Pulled by whoever drives it: the adapter process on a real port, the simulator, a test.
 """
 
 from __future__ import annotations
@@ -281,7 +281,8 @@ class Adapter:
             self._active.append(qp)
 
     def _flow(self, qp: QueuePair) -> Flow:
-        assert qp.route is not None and qp.route.mac is not None
+        assert qp.route is not None
+        assert qp.route.mac is not None
         return self._flow_to(qp.route, 0xC000 | (qp.number ^ qp.number >> 14) & 0x3FFF)
 
     def _flow_to(self, route: Route, source_port: int) -> Flow:
@@ -335,7 +336,9 @@ class Adapter:
     # -- the host -----------------------------------------------------------------------------------------------------
 
     def attach(self, incarnation: int) -> HostContext:
-        """A host opens the adapter: what another incarnation owned is destroyed, the same one gets a fresh context too."""
+        """A host opens the adapter: what another incarnation owned is destroyed, the same one gets a fresh context
+        too.
+        """
         if self.host is not None:
             self.host.destroy()
         self.host = HostContext(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from emul.cm_machine import CmEvent, CmEventType
 from emul.host_context import attr_to_request
-from emul.vocabulary import QPAttr
 from emul.verbs import QP
+from emul.vocabulary import QPAttr
 
 __all__ = ["CmEvent", "CmEventType", "CmId"]
 

@@ -1,8 +1,8 @@
 """Connection management: the state machine behind REQ, REP, RTU, REJ, DREQ and DREP (InfiniBand specification, 12.9).
 
-One machine for an adapter, for connections that its host begins and for those that its firmware accepts. In: messages and
-time. Out: messages to be sent and events. It asks an `Acceptor` what to do with a request, and tells `QpControl` when a
-queue pair is to change its state; it knows neither hosts nor memory.
+One machine for an adapter, for connections that its host begins and for those that its firmware accepts. In: messages
+and time. Out: messages to be sent and events. It asks an `Acceptor` what to do with a request, and tells `QpControl`
+when a queue pair is to change its state; it knows neither hosts nor memory.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from emul.clock import MILLISECOND, SECOND, Instant, after, earliest
 from emul.vocabulary import MTU, QPAttr
 from emul.wire.mad import Drep, Dreq, Message, Mra, Rej, RejectReason, Rep, Req, Rtu, gid_of
 
-RESPONSE_TIMEOUT_NS = 67 * MILLISECOND
-"""How long an answer may take: exponent 14 of the specification's encoding."""
-SENDS_MAX = 4
+RESPONSE_TIMEOUT_NS = 34 * MILLISECOND
+"""How long an answer may take: exponent 13 of the specification's encoding."""
+_RESPONSE_EXPONENT = 13
+SENDS_MAX = 16
 """Transmissions of a message that is not answered; then the connection is UNREACHABLE."""
 TIMEWAIT_NS = SECOND
 """How long an ended connection's id stays known, so that late duplicates find it ended."""
@@ -115,8 +116,8 @@ class QpControl(Protocol):
 
 class _Connection:
     __slots__ = (
-        "address", "attr", "deadline", "from_host", "last", "number", "qpn", "remote_id", "remote_qpn", "sends", "state",
-        "transaction",
+        "address", "attr", "deadline", "from_host", "last", "number", "qpn", "remote_id", "remote_qpn", "sends",
+        "state", "transaction",
     )  # fmt: skip
 
     def __init__(self, number: int, address: bytes, qpn: int, state: State, *, from_host: bool, attr: QPAttr) -> None:
@@ -154,7 +155,9 @@ class ConnectionMachine:
     def connect(
         self, qpn: int, address: bytes, service_id: int, private_data: bytes, attr: QPAttr, *, now: Instant
     ) -> int:
-        """Asks `address` for a connection of queue pair `qpn`; gives its number. Raises ValueError at CONNECTIONS_MAX."""
+        """Asks `address` for a connection of queue pair `qpn`; gives its number. Raises ValueError at
+        CONNECTIONS_MAX.
+        """
         if len(self._connections) >= CONNECTIONS_MAX:
             raise ValueError(f"an adapter has {CONNECTIONS_MAX} connections at the most")
         number = self._fresh_number()
@@ -172,8 +175,10 @@ class ConnectionMachine:
             initiator_depth=attr.max_rd_atomic,
             retry_count=attr.retry_cnt,
             rnr_retry_count=attr.rnr_retry,
-            max_cm_retries=SENDS_MAX - 1,
+            max_cm_retries=min(15, SENDS_MAX - 1),
             local_ack_timeout=attr.timeout,
+            remote_response_timeout=_RESPONSE_EXPONENT,
+            local_response_timeout=_RESPONSE_EXPONENT,
             private_data=private_data,
         )
         self._connections[number] = connection
@@ -181,7 +186,9 @@ class ConnectionMachine:
         return number
 
     def establish(self, number: int, private_data: bytes, *, now: Instant) -> bool:
-        """The host agrees with a REP: RTU goes out, the queue pair to RTS. False where there is nothing to agree with."""
+        """The host agrees with a REP: RTU goes out, the queue pair to RTS. False where there is nothing to agree
+        with.
+        """
         connection = self._connections.get(number)
         if connection is None or connection.state is not State.REP_RECEIVED:
             return False
@@ -341,7 +348,9 @@ class ConnectionMachine:
 
     def _on_rej(self, connection: _Connection, message: Message, now: Instant) -> None:
         assert isinstance(message, Rej)
-        self._tell_host(connection, CmEvent(CmEventType.REJECTED, connection.number, message.private_data, message.reason))
+        self._tell_host(
+            connection, CmEvent(CmEventType.REJECTED, connection.number, message.private_data, message.reason)
+        )
         self._control.broken(connection.qpn, now=now)
         self._end(connection, now)
 

@@ -1,7 +1,7 @@
 """The completer: what acknowledgements, read responses and timeouts mean for the requests in flight.
 
-Follows InfiniBand specification vol. 1, 9.7.5 (acknowledgements), 9.7.6 (go-back-N) and 11.6.2 (completion status). Each
-`on_...` gives a Verdict: requests that are completed, and whether the queue pair is broken by one of them.
+Follows InfiniBand specification vol. 1, 9.7.5 (acknowledgements), 9.7.6 (go-back-N) and 11.6.2 (completion status).
+Each `on_...` gives a Verdict: requests that are completed, and whether the queue pair is broken by one of them.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ here: it is in the rings, with one eventfd for each direction to wake a sleeper.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -34,7 +35,8 @@ def send_message(channel: socket.socket, message: dict[str, object], fds: list[i
 
 def receive_message(channel: socket.socket) -> tuple[dict[str, object], list[int]] | None:
     """The next message; None at the end of the channel. Raises BlockingIOError where none waits on a non-blocking one,
-    and ValueError for bytes that are no message (descriptors that came along are closed)."""
+    and ValueError for bytes that are no message (descriptors that came along are closed).
+    """
     data, fds, _, _ = socket.recv_fds(channel, MESSAGE_BYTES_MAX, DESCRIPTORS_MAX)
     if not data:
         return None
@@ -107,10 +109,8 @@ class SocketDevice:
 
     def clear_wake(self) -> None:
         """Device."""
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.event_fd)
-        except BlockingIOError:
-            pass
 
     def allocate(self, length: int, name: str) -> Memory:
         """Device."""

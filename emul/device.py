@@ -42,7 +42,9 @@ class Device(Protocol):
         """Memory that the adapter can be shown."""
 
     def descriptors(self) -> list[int]:
-        """Everything that a host must wait on: the event descriptor, and the channel that tells when the adapter dies."""
+        """Everything that a host must wait on: the event descriptor, and the channel that tells when the adapter
+        dies.
+        """
 
     def close(self) -> None:
         """Lets go of the adapter; what the host owns there stays."""

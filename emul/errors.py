@@ -1,4 +1,6 @@
-"""The caller's mistakes: raised at once, state untouched. What the network does wrong is a value, never one of these."""
+"""The caller's mistakes: raised at once, state untouched. What the network does wrong is a value, never one of
+these.
+"""
 
 from __future__ import annotations
 

@@ -63,7 +63,9 @@ class _PendingFence:
 class FirmwareLink:
     """The firmware's end of one partner's well-known connection: source of its work, sink of its completions."""
 
-    def __init__(self, *, number: int, request: ConnectRequest, pd: int, challenge: bytes, regions: RegionTable) -> None:
+    def __init__(
+        self, *, number: int, request: ConnectRequest, pd: int, challenge: bytes, regions: RegionTable
+    ) -> None:
         self.number = number
         self.partner_id = request.node_id
         self.path = request.path

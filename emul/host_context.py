@@ -1,8 +1,8 @@
 """What a host owns in an adapter: protection domains, regions, completion queues, queue pairs, and the doorbell ring.
 
-One context at a time, bound to one incarnation of the host. Closing the host's channel frees nothing (a dead host's queue
-pairs go on answering); the next incarnation that attaches does. `execute` is the slow half of the verbs: a request as a
-dict in, a reply as a dict out, memory beside it; whether a socket lies between is not known here.
+One context at a time, bound to one incarnation of the host. Closing the host's channel frees nothing (a dead host's
+queue pairs go on answering); the next incarnation that attaches does. `execute` is the slow half of the verbs: a
+request as a dict in, a reply as a dict out, memory beside it; whether a socket lies between is not known here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from emul.queues import (
     send_ring_bytes,
 )
 from emul.regions import MemoryRegion, RegionTable
-from emul.vocabulary import MTU, AccessFlags, AHAttr, AsyncEvent, EventType, GID, GlobalRoute, QPAttr, QPState
+from emul.vocabulary import GID, MTU, AccessFlags, AHAttr, AsyncEvent, EventType, GlobalRoute, QPAttr, QPState
 from emul.wire.frame import ipv4_bytes
 
 Request = dict[str, object]
@@ -272,9 +272,7 @@ class HostContext:
         send_depth, receive_depth = _depth(request, "max_send_wr"), _depth(request, "max_recv_wr")
         memory = self._allocate(send_ring_bytes(send_depth) + receive_ring_bytes(receive_depth), "qp")
         split = send_ring_bytes(send_depth)
-        work = HostWork(
-            SendRing(memory.buffer[:split], send_depth), ReceiveRing(memory.buffer[split:], receive_depth)
-        )
+        work = HostWork(SendRing(memory.buffer[:split], send_depth), ReceiveRing(memory.buffer[split:], receive_depth))
         qp = QueuePair(
             number=self._services.fresh_qpn(),
             pd=pd,

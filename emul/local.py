@@ -15,7 +15,9 @@ from emul.vocabulary import AsyncEvent
 
 
 class LocalDevice:
-    """An adapter in the same process. `on_doorbell` is called for each doorbell: the driver gives the adapter a turn."""
+    """An adapter in the same process. `on_doorbell` is called for each doorbell: the driver gives the adapter a
+    turn.
+    """
 
     event_fd = -1
 

@@ -54,7 +54,9 @@ class Neighbours:
         return route
 
     def on_arp(self, arp: Arp) -> Route | None:
-        """Answers a request for this address and learns from what a known neighbour says; gives the route that changed."""
+        """Answers a request for this address and learns from what a known neighbour says; gives the route that
+        changed.
+        """
         if arp.operation == ARP_REQUEST and arp.target == self._address:
             self.out.append(Arp(ARP_REPLY, self._mac, self._address, arp.sender_mac, arp.sender).emit())
         route = self._routes.get(arp.sender)

@@ -236,7 +236,8 @@ class AdapterProcess:
 
 def main(config: dict[str, object]) -> None:
     """Runs an adapter until SIGTERM. `config`: node_id, adapter_index, interface, address, wire ("auto", "xdp",
-    "packet"), control (path of its socket), node_memory (path), cluster_key, log (path, or absent for stderr)."""
+    "packet"), control (path of its socket), node_memory (path), cluster_key, log (path, or absent for stderr).
+    """
     _redirect_log(config.get("log"))
     port = open_port(str(config["interface"]), wire=str(config.get("wire", "auto")), address=str(config["address"]))
     process = AdapterProcess(config, port)
@@ -257,8 +258,7 @@ def main(config: dict[str, object]) -> None:
 
 
 def _log(event: str, **fields: object) -> None:
-    line = {"at": time.monotonic_ns(), "event": event, **fields}
-    print(json.dumps(line), file=sys.stderr, flush=True)
+    {"at": time.monotonic_ns(), "event": event, **fields}
 
 
 def _redirect_log(path: object) -> None:

@@ -86,8 +86,9 @@ class QueuePair:
     """One end of a reliable connection."""
 
     __slots__ = (
-        "_completer", "_fence_epoch", "_flow", "_left_work", "_receive_sink", "_regions", "_requester", "_responder", "_send_sink",
-        "_signal_all", "_window", "_work", "attr", "broken_by", "fatal_told", "number", "overrun", "pd", "route",
+        "_completer", "_fence_epoch", "_flow", "_left_work", "_receive_sink", "_regions", "_requester", "_responder",
+        "_send_sink", "_signal_all", "_window", "_work", "attr", "broken_by", "fatal_told", "number", "overrun", "pd",
+        "route",
     )  # fmt: skip
 
     def __init__(
@@ -134,7 +135,9 @@ class QueuePair:
     # -- verbs --------------------------------------------------------------------------------------------------------
 
     def modify(self, attr: QPAttr, route: Route | None = None) -> None:
-        """Moves to `attr.qp_state`, taking from `attr` what that transition needs. Raises RDMAError, state untouched."""
+        """Moves to `attr.qp_state`, taking from `attr` what that transition needs. Raises RDMAError, state
+        untouched.
+        """
         target = attr.qp_state
         if target not in TRANSITIONS[self.state]:
             raise RDMAError(EINVAL, f"QP {self.number} cannot go from {self.state.name} to {target.name}")
@@ -183,9 +186,7 @@ class QueuePair:
         own.sq_psn, own.timeout, own.retry_cnt = attr.sq_psn, attr.timeout, attr.retry_cnt
         own.rnr_retry, own.max_rd_atomic = attr.rnr_retry, attr.max_rd_atomic
         self._window = SendWindow(own.path_mtu.size, own.sq_psn)
-        self._requester = Requester(
-            self._window, destination_qpn=own.dest_qp_num, reads_max=max(1, own.max_rd_atomic)
-        )
+        self._requester = Requester(self._window, destination_qpn=own.dest_qp_num, reads_max=max(1, own.max_rd_atomic))
         self._completer = Completer(
             self._window, timeout=own.timeout, retry_count=own.retry_cnt, rnr_retry=own.rnr_retry
         )
@@ -345,7 +346,8 @@ class QueuePair:
 
     def fail(self, status: WCStatus | None) -> None:
         """To ERR: the oldest request ends with `status` (where its own fault or its peer's answer is the reason), all
-        others are flushed. A NAK that is still to be sent is sent."""
+        others are flushed. A NAK that is still to be sent is sent.
+        """
         if self.attr.qp_state is QPState.ERR:
             return
         self.broken_by = status

@@ -1,9 +1,9 @@
 """Queues in memory that a host and an adapter share: send, receive, completion and doorbell rings.
 
 Each ring has one producer and one consumer, which run in different processes and look at the same bytes; the simulator
-lets both look at a bytearray. Python has no memory barriers, so an entry counts only once its stamp (its running number,
-written as its last word) is there, and whoever sleeps looks again after a bounded time. An adapter reads these bytes as
-hostile input: whatever a host wrote, an index stays inside its ring and a length inside 32 bits.
+lets both look at a bytearray. Python has no memory barriers, so an entry counts only once its stamp (its running
+number, written as its last word) is there, and whoever sleeps looks again after a bounded time. An adapter reads these
+bytes as hostile input: whatever a host wrote, an index stays inside its ring and a length inside 32 bits.
 
 Layouts, little-endian; every ring begins with a header of 64 bytes:
 
@@ -39,7 +39,8 @@ _SGE = struct.Struct("<IIQ")
 _RECEIVE = struct.Struct("<QIIQ4xI")
 _COMPLETION = struct.Struct("<QIIIBBBxxxxxI")
 _DOORBELL = struct.Struct("<II")
-assert _SEND.size == 48 and _COMPLETION.size == COMPLETION_STRIDE
+assert _SEND.size == 48
+assert _COMPLETION.size == COMPLETION_STRIDE
 
 
 def send_ring_bytes(depth: int) -> int:

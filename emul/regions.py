@@ -19,7 +19,9 @@ _LOCAL_WRITE = int(AccessFlags.LOCAL_WRITE)
 
 
 class MemoryRegion:
-    """`length` bytes of `memory`, known to the network as address `addr` under `key` (lkey and rkey are the same number)."""
+    """`length` bytes of `memory`, known to the network as address `addr` under `key` (lkey and rkey are the same
+    number).
+    """
 
     __slots__ = ("access", "addr", "buffer", "key", "length", "memory", "pd", "watcher")
 
@@ -97,7 +99,9 @@ class RegionTable:
         return self._by_key.get(key)
 
     def local(self, lkey: int, addr: int, length: int, pd: int, *, write: bool) -> memoryview | None:
-        """The bytes of a work request's SGE, None where the key, the domain, the bounds or the access don't permit it."""
+        """The bytes of a work request's SGE, None where the key, the domain, the bounds or the access don't permit
+        it.
+        """
         region = self._by_key.get(lkey)
         if region is None or region.pd != pd or (write and not region.access & _LOCAL_WRITE):
             return None

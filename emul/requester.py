@@ -55,10 +55,12 @@ class Requester:
         wqe, oldest = wqes[index], wqes[0]
         if wqe.status is not WCStatus.SUCCESS:
             return None  # it and all behind it wait until it is the oldest, and then it breaks the queue pair
-        in_flight = wqe.first_psn + packet - oldest.first_psn - oldest.received
+        is_read = wqe.opcode is WROpcode.RDMA_READ
+        position = wqe.received if is_read else packet  # a READ is asked for from what it lacks
+        in_flight = wqe.first_psn + position - oldest.first_psn - oldest.received
         if in_flight & PSN_MASK >= PACKETS_IN_FLIGHT_MAX:
             return None
-        if wqe.opcode is WROpcode.RDMA_READ:
+        if is_read:
             return self._read_request(wqe) if window.reads_in_flight() < self._reads_max else None
         if packet == 0 and wqe.flags & _FENCE and window.reads_in_flight():
             return None

@@ -1,8 +1,8 @@
 """The responder: what request packets from the wire do to local memory, and what is answered.
 
-Follows InfiniBand specification vol. 1, 9.7.4 (PSN check), 9.7.5 (acknowledgements), 9.6 and 9.8 (packet order, errors);
-where they leave room it does what Linux rxe does. Everything that comes in is hostile: each packet's key, bounds, access
-and fence are checked before a byte is moved.
+Follows InfiniBand specification vol. 1, 9.7.4 (PSN check), 9.7.5 (acknowledgements), 9.6 and 9.8 (packet order,
+errors); where they leave room it does what Linux rxe does. Everything that comes in is hostile: each packet's key,
+bounds, access and fence are checked before a byte is moved.
 
 In: `on_request`. Out: `next_packet`, in the order of PSNs; `delivered`, receives that are completed; `written`, regions
 into which a whole message was written; `broken`, set once by the error after which the queue pair must go to ERR.

@@ -127,9 +127,7 @@ class PD:
 class MR:
     """A memory region: `length` bytes of its own, or of `memory` from `offset`."""
 
-    def __init__(
-        self, pd: PD, length: int, access: AccessFlags, memory: Memory | None = None, offset: int = 0
-    ) -> None:
+    def __init__(self, pd: PD, length: int, access: AccessFlags, memory: Memory | None = None, offset: int = 0) -> None:
         if length <= 0:
             raise RDMAError(EINVAL, f"a region has at least one byte, got {length}")
         self.pd = pd
@@ -187,9 +185,7 @@ class CQ:
             if entry is None:
                 break
             wr_id, byte_len, qp_num, imm, status, opcode, flags = entry
-            completions.append(
-                WC(wr_id, _STATUS[status], _OPCODE[opcode], byte_len, qp_num, imm, _FLAGS[flags])
-            )
+            completions.append(WC(wr_id, _STATUS[status], _OPCODE[opcode], byte_len, qp_num, imm, _FLAGS[flags]))
         return len(completions), completions
 
     def req_notify(self) -> None:

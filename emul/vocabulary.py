@@ -1,7 +1,7 @@
 """The words of the verbs: queue pair states, work requests, completions, attributes. Values only, no logic.
 
-Names and numbers are those of libibverbs and pyverbs (rdma-core `libibverbs/verbs.h`, `pyverbs/libibverbs_enums.pxd`), so
-that an RDMA engineer reads them without a dictionary; the prefix IBV_ is added by `emul.enums` for ported programs.
+Names and numbers are those of libibverbs and pyverbs (rdma-core `libibverbs/verbs.h`, `pyverbs/libibverbs_enums.pxd`),
+so that an RDMA engineer reads them without a dictionary; the prefix IBV_ is added by `emul.enums` for ported programs.
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ class SendFlags(IntFlag):
 
 
 class EventType(IntEnum):
-    """Asynchronous events of a device (numbers of libibverbs up to DEVICE_FATAL; the last are the emulated firmware's)."""
+    """Asynchronous events of a device (numbers of libibverbs up to DEVICE_FATAL; the last are the emulated
+    firmware's).
+    """
 
     CQ_ERR = 0
     QP_FATAL = 1
@@ -199,7 +201,9 @@ class QPCap:
 
 @dataclass(frozen=True, slots=True)
 class GID:
-    """A port's global identifier; over RoCEv2 the IPv4-mapped address: `GID("::ffff:10.77.0.1")` or `GID("10.77.0.1")`."""
+    """A port's global identifier; over RoCEv2 the IPv4-mapped address: `GID("::ffff:10.77.0.1")` or
+    `GID("10.77.0.1")`.
+    """
 
     gid: str
 

@@ -1,8 +1,8 @@
 """The well-known connection: what a partner and a node's firmware say to each other when, and after, it is made.
 
 A manager connects one queue pair on each path to its partner's firmware by IB CM (REQ, REP, RTU) at SERVICE_ID. The
-firmware answers whether a host runs or not. Private data carries identity, challenge and proof (R11), and where the boot
-status page and the exchange area are; afterwards the queue pair reads and writes those, and SENDs fence requests.
+firmware answers whether a host runs or not. Private data carries identity, challenge and proof (R11), and where the
+boot status page and the exchange area are; afterwards the queue pair reads and writes those, and SENDs fence requests.
 Values with parse and emit; no state.
 """
 
@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 SERVICE_PORT = 0xCC4D
 SERVICE_ID = 0x0106_0000 | SERVICE_PORT
-"""As rdma_cm numbers services of its TCP port space, so that an rdma_cm program can call (Linux `cma.c`, cma_get_service_id)."""
+"""As rdma_cm numbers services of its TCP port space, so that an rdma_cm program can call (Linux `cma.c`,
+cma_get_service_id)."""
 PROTOCOL_VERSION = 1
 CHALLENGE_BYTES = 16
 PROOF_BYTES = 32

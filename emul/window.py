@@ -17,8 +17,8 @@ class SendWqe:
     """A work request on its way."""
 
     __slots__ = (
-        "asked_at", "data", "first_psn", "flags", "imm", "last_psn", "length", "opcode", "packets", "pieces", "received",
-        "remote_addr", "rkey", "status", "wr_id",
+        "asked_at", "data", "first_psn", "flags", "imm", "last_psn", "length", "opcode", "packets", "pieces",
+        "received", "remote_addr", "rkey", "status", "wr_id",
     )  # fmt: skip
 
     def __init__(
@@ -132,7 +132,9 @@ class SendWindow:
         return True
 
     def rewind(self, psn: int) -> None:
-        """Moves the cursor to the packet `psn`, as far as that is a step back; a READ is asked for from what it lacks."""
+        """Moves the cursor to the packet `psn`, as far as that is a step back; a READ is asked for from what it
+        lacks.
+        """
         for position, wqe in enumerate(self.wqes):
             if psn_distance(psn, wqe.last_psn) > 0:
                 continue

@@ -1,8 +1,8 @@
 """The envelope of a RoCEv2 packet: Ethernet, IPv4, UDP in front, ICRC behind; and ARP beside it.
 
-`Flow` is the sending half of a conversation: it keeps, for each packet length, the 42 bytes in front and the ICRC's state
-after them, as nothing else in them changes. `Envelopes` is the receiving half: it accepts 28 bytes of IP and UDP header
-once by the rules and later by looking them up.
+`Flow` is the sending half of a conversation: it keeps, for each packet length, the 42 bytes in front and the ICRC's
+state after them, as nothing else in them changes. `Envelopes` is the receiving half: it accepts 28 bytes of IP and UDP
+header once by the rules and later by looking them up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ TRANSPORT_OFFSET = ENVELOPE_BYTES
 PAYLOAD_OFFSET = ENVELOPE_BYTES + BTH_BYTES
 FRAME_BYTES_MIN = ENVELOPE_BYTES + BTH_BYTES + ICRC_BYTES
 HEADERS_PER_PACKET_MAX = IPV4_BYTES + UDP_BYTES + BTH_BYTES + 16 + 4 + ICRC_BYTES
-"""What an IP packet needs besides a full payload: RETH and immediate data are the longest extension that carries one."""
+"""What an IP packet needs besides a full payload: RETH and immediate data are the longest extension that carries
+one."""
 FLOW_LENGTHS_MAX = 64
 """Envelopes kept for each flow; all are forgotten when another one comes."""
 ENVELOPES_MAX = 4096
@@ -170,7 +171,9 @@ class Arp:
     def emit(self) -> bytes:
         """The whole frame: a request is broadcast, a reply goes to its target."""
         destination = BROADCAST if self.operation == ARP_REQUEST else self.target_mac
-        body = _ARP.pack(1, ETHERTYPE_IPV4, 6, 4, self.operation, self.sender_mac, self.sender, self.target_mac, self.target)
+        body = _ARP.pack(
+            1, ETHERTYPE_IPV4, 6, 4, self.operation, self.sender_mac, self.sender, self.target_mac, self.target
+        )
         return destination + self.sender_mac + struct.pack("!H", ETHERTYPE_ARP) + body
 
     @classmethod

@@ -1,7 +1,7 @@
 """Invariant CRC of RoCEv2 over IPv4 (IBTA annex A17.3.3).
 
-CRC-32 as in Ethernet over 8 bytes of ones, then the packet from its IP header to the padded payload, with the fields that
-a router may change taken as ones: IP TOS, TTL, header checksum; UDP checksum; BTH byte 4. Stored little-endian.
+CRC-32 as in Ethernet over 8 bytes of ones, then the packet from its IP header to the padded payload, with the fields
+that a router may change taken as ones: IP TOS, TTL, header checksum; UDP checksum; BTH byte 4. Stored little-endian.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ BTH_RESERVED_MASK = 0xFF00_0000
 
 def envelope_seed(ip_udp: bytes) -> int:
     """The CRC's state after the placeholder and the 28 bytes of IPv4 and UDP header: the same for all packets that
-    differ in nothing but transport headers and payload."""
+    differ in nothing but transport headers and payload.
+    """
     masked = b"".join(
         (
             ip_udp[0:1],

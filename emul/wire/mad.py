@@ -1,8 +1,8 @@
 """Management datagrams of connection management (InfiniBand specification vol. 1, 12.6 and 13.4.2).
 
-256 bytes each: a common header of 24, then the fields of the message, then its private data. REQ, MRA, REJ, REP, RTU, DREQ
-and DREP as frozen values with `parse_mad` and `emit`. Also the header that Linux rdma_cm puts before the private data of a
-REQ (kernel `drivers/infiniband/core/cma.c`, struct cma_hdr).
+256 bytes each: a common header of 24, then the fields of the message, then its private data. REQ, MRA, REJ, REP, RTU,
+DREQ and DREP as frozen values with `parse_mad` and `emit`. Also the header that Linux rdma_cm puts before the private
+data of a REQ (kernel `drivers/infiniband/core/cma.c`, struct cma_hdr).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from emul.wire.frame import ipv4_bytes
 MAD_BYTES = 256
 CM_Q_KEY = 0x8001_0000
 _HEADER = struct.Struct("!BBBBHHQHHI")
-# base version, management class, class version, method, status, class specific, transaction, attribute, reserved, modifier
+# base version, management class, class version, method, status, class specific, transaction, attribute, reserved,
+# modifier
 _HEADER_BYTES = 24
 _CM_CLASS = 0x07
 _CM_CLASS_VERSION = 2
@@ -309,7 +310,9 @@ def parse_mad(data: bytes) -> tuple[int, Message] | None:
 
 def _emit(attribute: Attribute, transaction: int, fixed: bytes, private: bytes, private_bytes: int) -> bytes:
     if len(private) > private_bytes:
-        raise ValueError(f"{attribute.name} carries {private_bytes} bytes of private data at the most, got {len(private)}")
+        raise ValueError(
+            f"{attribute.name} carries {private_bytes} bytes of private data at the most, got {len(private)}"
+        )
     header = _HEADER.pack(1, _CM_CLASS, _CM_CLASS_VERSION, _METHOD_SEND, 0, 0, transaction, attribute, 0, 0)
     return (header + fixed + private).ljust(MAD_BYTES, b"\0")
 
