@@ -1,0 +1,164 @@
+"""Sessions of the project, cut by what the machine needs. `tests` runs all that this machine can.
+
+Works as a script on a machine without nox (`python3 noxfile.py -s demo`): the standard library makes `.venv`, installs
+the project and nox there, and hands over. All sessions share that environment, so that a second run starts at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+ENVIRONMENT = ROOT / ".venv"
+PYTHON = ENVIRONMENT / "bin" / "python"
+STAMP = ENVIRONMENT / "made-from"
+OLDEST = (3, 11)
+EXIT_MACHINE = 3
+
+
+def ensure_environment() -> Path:
+    """Makes or renews `.venv` when it isn't what the project asks for; gives its Python."""
+    wanted = _fingerprint()
+    with Path(__file__).open() as lock:
+        # Two sessions started at once: the second one waits for the first, then finds it done.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if PYTHON.exists() and STAMP.is_file() and STAMP.read_text() == wanted:
+            return PYTHON
+        print(f"setting up {ENVIRONMENT} (once; needs a Python package index)", file=sys.stderr, flush=True)
+        STAMP.unlink(missing_ok=True)
+        _make_venv()
+        _install()
+        STAMP.write_text(wanted)
+    return PYTHON
+
+
+def _fingerprint() -> str:
+    parts = [str(ROOT), *((ROOT / name).read_text() for name in ("pyproject.toml", "constraints.txt"))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _make_venv() -> None:
+    if PYTHON.exists():
+        probe = subprocess.run([str(PYTHON), "-c", "import pip"], check=False, capture_output=True)
+        if probe.returncode == 0:
+            return
+    try:
+        import ensurepip  # noqa: F401  (Debian packs it apart)
+    except ImportError:
+        version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+        sys.exit(_lacking(f"{version} can't make virtual environments", f"apt-get install {version}-venv"))
+    venv.EnvBuilder(with_pip=True, clear=ENVIRONMENT.exists(), symlinks=True).create(ENVIRONMENT)
+
+
+def _install() -> None:
+    """Installs what CI has tested together; where an index doesn't have that, whatever the project's bounds allow."""
+    command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command += ["--editable", f"{ROOT}[dev]"]
+    constrained = [*command, "--constraint", str(ROOT / "constraints.txt")]
+    for attempt in (constrained, constrained, command):
+        if subprocess.run(attempt, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode == 0:
+            return
+        print("noxfile: installation failed, trying again", file=sys.stderr, flush=True)
+    sys.exit(_lacking("the project's packages can't be installed", "see pip's message above"))
+
+
+def _lacking(what: str, how: str) -> int:
+    print(f"noxfile: {what}\n  to get it: {how}", file=sys.stderr)
+    return EXIT_MACHINE
+
+
+def _hand_over(arguments: list[str]) -> None:
+    """As a script: runs nox of the environment with the same arguments. Doesn't return."""
+    if sys.version_info < OLDEST:
+        newer = next(filter(None, (shutil.which(f"python3.{minor}") for minor in range(14, OLDEST[1] - 1, -1))), None)
+        if newer is None:
+            found = ".".join(map(str, sys.version_info[:2]))
+            sys.exit(_lacking(f"Python 3.11 or newer is needed, this is {found}", "apt-get install python3.11"))
+        os.execv(newer, [newer, str(Path(__file__).resolve()), *arguments])
+    python = str(ensure_environment())
+    os.execv(python, [python, "-m", "nox", "--noxfile", str(Path(__file__).resolve()), *arguments])
+
+
+if __name__ == "__main__":
+    _hand_over(sys.argv[1:])
+
+import nox  # noqa: E402  (only there once the environment is made)
+
+nox.options.sessions = ["tests"]
+nox.options.error_on_missing_interpreters = False
+PACKAGES = ("emul", "ccm", "lab")
+TEST_DIRECTORIES = ("unit", "sim", "netns", "docker", "interop", "regression", "vagrant")
+REPORTS = ROOT / "reports"
+
+
+def run(session: nox.Session, *command: str) -> None:
+    """Runs a module of the shared environment (`python -m ...`)."""
+    python = str(ensure_environment())
+    # `lab` starts programs of its own by name.
+    path = f"{PYTHON.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    session.run(python, "-m", *command, external=True, env={"PATH": path, "PYTHONUNBUFFERED": "1"})
+
+
+def pytest(session: nox.Session, *arguments: str) -> None:
+    """Runs pytest on as many processes as there are cores; a file's tests stay together, as they share their set-up."""
+    parallel = ("--numprocesses", "auto", "--dist", "loadfile")
+    run(session, "pytest", *parallel, *arguments, *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def lint(session: nox.Session) -> None:
+    """Style and spelling."""
+    run(session, "ruff", "check", ".")
+    run(session, "codespell_lib", "lab", "ccm", "emul", "tests", "docs", "topologies", "README.md", "CONTRIBUTING.md")
+
+
+@nox.session(venv_backend="none")
+def types(session: nox.Session) -> None:
+    """Strict types on all packages."""
+    run(session, "mypy")
+
+
+def _test_session(name: str) -> None:
+    def body(session: nox.Session) -> None:
+        pytest(session, f"tests/{name}")
+
+    body.__doc__ = f"The tests of tests/{name}."
+    nox.session(venv_backend="none", name=name)(body)
+
+
+for _name in TEST_DIRECTORIES:
+    if any((ROOT / "tests" / _name).glob("test_*.py")):
+        _test_session(_name)
+
+
+@nox.session(venv_backend="none")
+def docs(session: nox.Session) -> None:
+    """Links of the documents, and references to requirements, lead somewhere."""
+    run(session, "pytest", "tests/unit/test_docs.py", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def bench(session: nox.Session) -> None:
+    """The benchmarks, each beside its reference."""
+    run(session, "lab", "bench", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def demo(session: nox.Session) -> None:
+    """A storage pair loses a cable under load and gets its sessions back."""
+    run(session, "lab", "run", "cable-cut", "--report", str(REPORTS / "demo"), *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """All that this machine can; the tests that were left out are listed with the reason, above the last line."""
+    lint(session)
+    types(session)
+    pytest(session, "tests")
