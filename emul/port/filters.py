@@ -119,6 +119,7 @@ def classic_filter(address: str | None) -> bytes:
     steps: list[tuple[str, _Step]] = [
         ("", (_LOAD_WORD, _VLAN_TAG_PRESENT, "", "")),
         ("", (_JUMP_EQUAL, 0, "", "leave")),
+        ("", (_LOAD_BYTE, _NEEDED_BYTES - 1, "", "")),
         ("", (_LOAD_HALF, _ETHERTYPE, "", "")),
         ("", (_JUMP_EQUAL, ETHERTYPE_ARP, "arp", "")),
         ("", (_JUMP_EQUAL, ETHERTYPE_IPV4, "", "leave")),

@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from scapy.contrib.roce import AETH as ScapyAETH
-from scapy.contrib.roce import BTH as ScapyBTH
+from scapy.contrib.roce import AETH as ScapyAETH  # noqa: N811 - a class in capitals
+from scapy.contrib.roce import BTH as ScapyBTH  # noqa: N811
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw

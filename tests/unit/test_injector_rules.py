@@ -208,5 +208,5 @@ def test_a_bad_rule_is_refused_in_words(rule: dict[str, object], complaint: str)
 
 @pytest.mark.parametrize("rule", [{"cables": ["ic9"]}, {"source": "c"}, {"target": "c"}])
 def test_a_rule_for_what_is_not_there_is_refused(rule: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="no (cable|node)"):
+    with pytest.raises(ValueError, match=r"no (cable|node)"):
         core().arm(Rule.parse({"action": "drop", **rule}))
