@@ -37,9 +37,7 @@ def main(args: argparse.Namespace) -> int:
     for record in chosen:
         _remove(record)
         print(f"{record.lab_id}: {'ended' if record.alive else 'removed what was left'}")
-    for name in _containers(
-        [record.lab_id for record in chosen if not args.all and record.details.get("given")], args.all
-    ):
+    for name in _containers([record.lab_id for record in chosen if record.details.get("given")], args.all):
         print(f"{name}: container removed")
     if args.all and not chosen:
         print("no lab to end")
