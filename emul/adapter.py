@@ -99,6 +99,8 @@ class Adapter:
         self._release = release
         self._wake_host = wake_host
         self._counters: Counter[str] = Counter()
+        self._received = 0
+        self._sent = 0
         self._carrier = True
         self._active_mtu = path_mtu_for(port.mtu)
         self._envelopes = Envelopes(port.address)
@@ -163,15 +165,24 @@ class Adapter:
         if qp is None or qp.route is None or qp.route.address != accepted.source:
             self._counters["rx_no_qp" if qp is None else "rx_wrong_source"] += 1
             return
-        self._counters["rcvd_pkts"] += 1
+        self._received += 1
         if not qp.on_packet(opcode, psn & 0xFFFFFF, bool(psn & ACK_REQUEST), body, now=now):
             self._counters["rx_unexpected"] += 1
             return
         self._after(qp)
 
     def _after(self, qp: QueuePair) -> None:
-        """What a queue pair may have brought about: something to send, a message for the firmware, written regions."""
+        if qp.attention:
+            self._attend(qp)
+        # Whether it has something to send, and when it must be looked at again, shows when its turn comes.
+        if qp.number not in self._is_active:
+            self._is_active.add(qp.number)
+            self._active.append(qp)
+
+    def _attend(self, qp: QueuePair) -> None:
+        """What a queue pair may have brought about: a message for the firmware, written regions, an error."""
         link = self._links.get(qp.number)
+        qp.attention = link is not None
         if link is not None:
             self._after_link(qp, link)
         if qp.overrun:
@@ -180,7 +191,6 @@ class Adapter:
             qp.fatal_told = True
             if self.host is not None and qp.number in self.host.qps:
                 self.host.tell(AsyncEvent(EventType.QP_FATAL, qp.number))
-        self._activate(qp)
 
     def _after_link(self, qp: QueuePair, link: FirmwareLink) -> None:
         for watcher in qp.take_written():
@@ -202,7 +212,7 @@ class Adapter:
             for qp in self._qps.values():
                 if qp.route is changed:
                     qp.forget_flow()
-                    self._activate(qp)
+                    self._after(qp)
             self._send_mads()
 
     def _on_mad(self, opcode: int, body: memoryview, source: bytes, now: Instant) -> None:
@@ -271,14 +281,8 @@ class Adapter:
             else:
                 active.append(qp)
             self._watch_time(qp)
-        self._counters["sent_pkts"] += len(frames)
+        self._sent += len(frames)
         return frames
-
-    def _activate(self, qp: QueuePair) -> None:
-        # Whether it has something to send, and when it must be looked at again, shows when its turn comes.
-        if qp.number not in self._is_active:
-            self._is_active.add(qp.number)
-            self._active.append(qp)
 
     def _flow(self, qp: QueuePair) -> Flow:
         assert qp.route is not None
@@ -356,12 +360,13 @@ class Adapter:
         qp = self._qps.get(number) if isinstance(number, int) else None
         if qp is not None:
             qp.take_work()
-            self._activate(qp)
+            self._after(qp)
         return answer
 
     def counters(self) -> dict[str, int]:
         """Counters of the adapter, of its queue pairs together, and of its firmware."""
         total = Counter(self._counters)
+        total["rcvd_pkts"], total["sent_pkts"] = self._received, self._sent
         for qp in self._qps.values():
             total.update(qp.counters())
         total["firmware_refused"] = self._firmware.refused
@@ -414,7 +419,7 @@ class Adapter:
             qp.fail(None)
         else:
             qp.modify(attr, route)
-        self._activate(qp)
+        self._after(qp)
 
     # -- QpControl of the connection machine --------------------------------------------------------------------------
 
@@ -480,7 +485,7 @@ class Adapter:
             qp = self._qps.get(number)
             if qp is not None:
                 qp.take_work()
-                self._activate(qp)
+                self._after(qp)
         self._firmware.talking.clear()
 
     def _open_firmware_qp(self, link: FirmwareLink) -> int:
@@ -495,6 +500,7 @@ class Adapter:
             fence_epoch=self.fence_epoch,
         )
         qp.modify(QPAttr(qp_state=QPState.INIT, qp_access_flags=FIRMWARE_ACCESS))
+        qp.attention = True
         self._links[qp.number] = link
         self.add_qp(qp)
         return qp.number

@@ -113,23 +113,12 @@ class CompletionQueue:
 class HostWork:
     """A host's send and receive rings: the source of a queue pair's work."""
 
-    __slots__ = ("_receive", "_send")
+    __slots__ = ("retire_send", "take_receive", "take_send")
 
     def __init__(self, send: SendRing, receive: ReceiveRing) -> None:
-        self._send = send
-        self._receive = receive
-
-    def take_send(self) -> SendEntry | None:
-        """WorkSource."""
-        return self._send.take()
-
-    def retire_send(self, count: int) -> None:
-        """WorkSource."""
-        self._send.retire(count)
-
-    def take_receive(self) -> ReceiveEntry | None:
-        """WorkSource."""
-        return self._receive.take()
+        self.take_send: Callable[[], SendEntry | None] = send.take
+        self.retire_send: Callable[[int], None] = send.retire
+        self.take_receive: Callable[[], ReceiveEntry | None] = receive.take
 
 
 class HostContext:

@@ -70,16 +70,19 @@ class CompletionSink(Protocol):
 
 
 class WorkSource(Protocol):
-    """Where a queue pair's work requests come from."""
+    """Where a queue pair's work requests come from: three callables, as they are called for each packet."""
 
-    def take_send(self) -> SendEntry | None:
-        """The next send work request."""
+    @property
+    def take_send(self) -> Callable[[], SendEntry | None]:
+        """Gives the next send work request."""
 
-    def retire_send(self, count: int) -> None:
-        """The oldest `count` are completed."""
+    @property
+    def retire_send(self) -> Callable[[int], None]:
+        """Told that the oldest so many are completed."""
 
-    def take_receive(self) -> ReceiveEntry | None:
-        """The oldest posted receive."""
+    @property
+    def take_receive(self) -> Callable[[], ReceiveEntry | None]:
+        """Gives the oldest posted receive."""
 
 
 class QueuePair:
@@ -87,8 +90,8 @@ class QueuePair:
 
     __slots__ = (
         "_completer", "_fence_epoch", "_flow", "_left_work", "_receive_sink", "_regions", "_requester", "_responder",
-        "_send_sink", "_signal_all", "_window", "_work", "attr", "broken_by", "fatal_told", "number", "overrun", "pd",
-        "route",
+        "_send_sink", "_signal_all", "_window", "_work", "attention", "attr", "broken_by", "fatal_told", "number",
+        "overrun", "pd", "route",
     )  # fmt: skip
 
     def __init__(
@@ -120,6 +123,8 @@ class QueuePair:
         self._responder: Responder | None = None
         self.broken_by: WCStatus | None = None
         """The status that brought it to ERR by itself."""
+        self.attention = False
+        """The adapter must look at it: it broke, lost a completion, or belongs to the firmware."""
         self.fatal_told = False
         """The host has got its QP_FATAL event."""
         self._left_work = False
@@ -333,7 +338,7 @@ class QueuePair:
     def _push_send(self, wqe: SendWqe, status: WCStatus) -> None:
         opcode = _COMPLETED_AS[wqe.opcode]
         if not self._send_sink.push(wqe.wr_id, wqe.length, self.number, 0, status, opcode, 0, False):
-            self.overrun = True
+            self.overrun = self.attention = True
 
     def _deliver(self, responder: Responder) -> None:
         for delivery in responder.delivered:
@@ -341,7 +346,7 @@ class QueuePair:
                 delivery.wr_id, delivery.byte_len, self.number, delivery.imm, delivery.status, delivery.opcode,
                 delivery.flags, False,
             ):  # fmt: skip
-                self.overrun = True
+                self.overrun = self.attention = True
         responder.delivered.clear()
 
     def fail(self, status: WCStatus | None) -> None:
@@ -351,6 +356,7 @@ class QueuePair:
         if self.attr.qp_state is QPState.ERR:
             return
         self.broken_by = status
+        self.attention = True
         self.attr.qp_state = QPState.ERR
         if status is not None and self._window.wqes:
             wqe = self._window.pop_oldest()

@@ -146,7 +146,7 @@ class SendRing:
             sges.append((more_lkey, more_addr, more_length))
         return SendEntry(wr_id, opcode, flags, imm, remote_addr, rkey, tuple(sges))
 
-    def retire(self, count: int = 1) -> None:
+    def retire(self, count: int) -> None:
         """Adapter: the oldest `count` requests are completed; their entries may be used again."""
         self._retired = (self._retired + count) & _MASK
         self._head[0] = self._retired

@@ -37,7 +37,7 @@ MESSAGE_BYTES_MAX = 1 << 31
 """Bytes of one message (vol. 1, 9.3.3)."""
 
 _REMOTE_WRITE, _REMOTE_READ = int(AccessFlags.REMOTE_WRITE), int(AccessFlags.REMOTE_READ)
-_ACK, _ACKNOWLEDGE = int(Syndrome.ACK), int(Opcode.ACKNOWLEDGE)
+_ACK, _ACKNOWLEDGE, _READ_REQUEST = int(Syndrome.ACK), int(Opcode.ACKNOWLEDGE), int(Opcode.RDMA_READ_REQUEST)
 _SEND, _WRITE = 0, 1
 # opcode -> (operation, place, has immediate data)
 _REQUESTS: dict[int, tuple[int, Place, bool]] = {
@@ -135,12 +135,12 @@ class Responder:
 
     def on_request(self, opcode: int, psn: int, ack_requested: bool, body: memoryview) -> None:
         """One request packet; `body` is what follows the BTH without padding and ICRC."""
-        distance = psn_distance(psn, self.epsn)
-        if distance > 0:
-            self._tell_once(Syndrome.NAK_SEQUENCE)
-        elif distance < 0:
-            self._on_duplicate(opcode, psn, body)
-        elif opcode == Opcode.RDMA_READ_REQUEST:
+        if psn != self.epsn:
+            if psn_distance(psn, self.epsn) > 0:
+                self._tell_once(Syndrome.NAK_SEQUENCE)
+            else:
+                self._on_duplicate(opcode, psn, body)
+        elif opcode == _READ_REQUEST:
             self._on_read(psn, body)
         else:
             self._on_data(opcode, psn, ack_requested, body)

@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 
 from emul.wire.headers import BTH_BYTES, ICRC_BYTES
-from emul.wire.icrc import crc32, envelope_seed, masked_bth
+from emul.wire.icrc import crc32, envelope_seed
 
 ROCE_UDP_PORT = 4791
 ETHERTYPE_IPV4 = 0x0800
@@ -79,7 +79,7 @@ class Flow:
         if known is None:
             known = self._learn(length)
         envelope, seed = known
-        crc = crc32(rest, crc32(masked_bth(bth), seed))
+        crc = crc32(rest, crc32(bth[:4] + b"\xff" + bth[5:], seed))  # masked_bth, without the call
         return b"".join((envelope, bth, rest, crc.to_bytes(4, "little")))
 
     def _learn(self, rest_length: int) -> tuple[bytes, int]:
@@ -150,7 +150,8 @@ class Envelopes:
 def icrc_matches(frame: bytes, envelope: Accepted) -> bool:
     """Whether the four bytes at the end of the packet are its ICRC."""
     end = envelope.length - ICRC_BYTES
-    seed = crc32(masked_bth(frame[TRANSPORT_OFFSET:PAYLOAD_OFFSET]), envelope.seed)
+    masked = frame[TRANSPORT_OFFSET : TRANSPORT_OFFSET + 4] + b"\xff" + frame[TRANSPORT_OFFSET + 5 : PAYLOAD_OFFSET]
+    seed = crc32(masked, envelope.seed)
     return crc32(frame[PAYLOAD_OFFSET:end], seed) == int.from_bytes(frame[end : envelope.length], "little")
 
 
