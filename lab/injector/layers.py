@@ -8,7 +8,7 @@ scapy's (lower case, short). Header layouts: InfiniBand specification vol. 1, 9.
     dlen=4)/b"data"
 """
 
-# scapy wants plain class attributes. ruff: noqa: RUF012
+# ruff: noqa: RUF012 - scapy wants plain class attributes
 
 from __future__ import annotations
 
