@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lab.errors import EXIT_PASS, InputError
 
-HELP = "draws a topology (SVG)"
+HELP = "draw a topology (SVG)"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

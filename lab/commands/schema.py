@@ -7,7 +7,7 @@ import json
 
 from lab.errors import EXIT_PASS
 
-HELP = "prints the JSON Schema of topology or scenario files"
+HELP = "print the JSON Schema of topology or scenario files"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import argparse
 
 from lab.errors import EXIT_PASS, InputError, Problem
 
-HELP = "checks topologies and scenarios"
+HELP = "check topologies and scenarios, without starting anything"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -52,7 +52,9 @@ def test_a_good_file_becomes_values() -> None:
 
 
 def test_parameters_of_a_fault_stand_beside_it() -> None:
-    step = changed("target: ic0, for: 500ms", "target: ic0, end: b, for: 500ms").replace("cable.cut,", "cable.cut_one_end,")
+    step = changed("target: ic0, for: 500ms", "target: ic0, end: b, for: 500ms").replace(
+        "cable.cut,", "cable.cut_one_end,"
+    )
     assert Scenario.parse(step).steps[0].parameters == {"end": "b"}
     step = changed("fault: cable.cut, target: ic0", "fault: cable.drop, target: ic0, from: a, probability: 0.25")
     assert Scenario.parse(step).steps[0].parameters == {"from": "a", "probability": 0.25}
@@ -64,7 +66,9 @@ def test_shipped_scenarios_are_good_and_named_as_their_file(name: str) -> None:
     assert scenario.name == name
     assert scenario.description
     assert scenario.workload
-    assert {"sessions.recovered", "mirror.no_committed_loss", "alerts.exactly_once", "nothing.leaked"} <= set(scenario.expect)
+    assert {"sessions.recovered", "mirror.no_committed_loss", "alerts.exactly_once", "nothing.leaked"} <= set(
+        scenario.expect
+    )
 
 
 def test_the_scenarios_of_the_mission_ship() -> None:
@@ -88,7 +92,10 @@ WRONG = {
         changed("topology: ha-pair", "topology: ./x.yaml"),
         'f.yaml:2:11: no topology file "x.yaml"',
     ),
-    "unknown fault": (changed("cable.cut", "cable.cutt"), 'f.yaml:5:21: unknown fault "cable.cutt" (did you mean cable.cut?)'),
+    "unknown fault": (
+        changed("cable.cut", "cable.cutt"),
+        'f.yaml:5:21: unknown fault "cable.cutt" (did you mean cable.cut?)',
+    ),
     "unknown cable": (
         changed("target: ic0", "target: ic7"),
         'f.yaml:5:40: unknown cable "ic7" (did you mean ic1?)',
@@ -136,7 +143,10 @@ WRONG = {
         changed("session: ready, client", "session: ready, frame: {opcode: SEND}, client"),
         "f.yaml:7:10: on: expected either `frame` or `session`, found both",
     ),
-    "no event": (changed("{session: ready, client: nvram-mirror, node: b}", "{}"), "f.yaml:7:10: on: expected either `frame` or `session`, found neither"),
+    "no event": (
+        changed("{session: ready, client: nvram-mirror, node: b}", "{}"),
+        "f.yaml:7:10: on: expected either `frame` or `session`, found neither",
+    ),
     "client of a frame": (
         changed("nth: 3}}", "nth: 3}, client: echo}"),
         "f.yaml:6:62: `client` goes with `session`, not with `frame`",
@@ -146,8 +156,14 @@ WRONG = {
         'f.yaml:6:27: unknown opcode "RDMA_WRIET_LAST" (did you mean RDMA_WRITE_LAST?)',
     ),
     "unknown sender": (changed("from: a", "from: z"), 'f.yaml:6:50: unknown node "z" (known: a, b)'),
-    "frame to its sender": (changed("from: a", "from: a, to: a"), "f.yaml:6:57: to: expected another node than a, found the same"),
-    "unknown cable of a frame": (changed("from: a", "cable: ic8"), 'f.yaml:6:51: unknown cable "ic8" (did you mean ic1?)'),
+    "frame to its sender": (
+        changed("from: a", "from: a, to: a"),
+        "f.yaml:6:57: to: expected another node than a, found the same",
+    ),
+    "unknown cable of a frame": (
+        changed("from: a", "cable: ic8"),
+        'f.yaml:6:51: unknown cable "ic8" (did you mean ic1?)',
+    ),
     "nth of none": (changed("nth: 3", "nth: 0"), "f.yaml:6:58: nth: expected at least 1, found 0"),
     "true for a count": (changed("nth: 3", "nth: true"), "f.yaml:6:58: nth: expected a whole number, found true"),
     "unknown session state": (
@@ -182,7 +198,10 @@ WRONG = {
         changed("workload: {nvram-mirror", "workload: {failover-monitor"),
         "f.yaml:3:12: no node of ha-pair runs the client failover-monitor",
     ),
-    "record that is too small": (changed("record: 4KiB", "record: 1B"), "f.yaml:3:35: record: expected 64B to 1MiB, found 1B"),
+    "record that is too small": (
+        changed("record: 4KiB", "record: 1B"),
+        "f.yaml:3:35: record: expected 64B to 1MiB, found 1B",
+    ),
     "records that don't fit": (
         changed("record: 4KiB, depth: 8", "record: 1MiB, depth: 9"),
         "f.yaml:3:35: record: 9 records of 1MiB don't fit into half of the smallest NVRAM (8MiB)",
@@ -196,7 +215,10 @@ WRONG = {
         changed("sessions.recovered", "session.recovered"),
         'f.yaml:9:3: unknown expectation "session.recovered" (did you mean sessions.recovered?)',
     ),
-    "unknown bound": (changed("within: 5s", "whithin: 5s"), 'f.yaml:9:24: unknown key "whithin" (did you mean within?)'),
+    "unknown bound": (
+        changed("within: 5s", "whithin: 5s"),
+        'f.yaml:9:24: unknown key "whithin" (did you mean within?)',
+    ),
     "bound of what has none": (
         changed("mirror.no_committed_loss: {}", "mirror.no_committed_loss: {within: 1s}"),
         'f.yaml:10:30: unknown key "within"; mirror.no_committed_loss takes no parameters',
@@ -215,7 +237,7 @@ WRONG = {
         "f.yaml:1:11: scenario: expected letters, digits",
     ),
     "topology file instead": ("name: x\nnodes: {}\n", 'f.yaml:1:1: the key "scenario" is missing'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("text", "expected"), WRONG.values(), ids=WRONG.keys())
@@ -240,7 +262,9 @@ def test_a_topology_beside_the_scenario_comes_first(tmp_path: Path) -> None:
     file = tmp_path / "scenarios" / "mine.yaml"
     file.write_text(GOOD.replace("topology: ha-pair", "topology: own").replace("target: ic0", "target: c0"))
     shipped_text = shipped("topology")["ha-pair"].read_text()
-    (tmp_path / "own.yaml").write_text(shipped_text.replace("  ic0: [", "  c0: [").replace("name: ha-pair", "name: own"))
+    (tmp_path / "own.yaml").write_text(
+        shipped_text.replace("  ic0: [", "  c0: [").replace("name: ha-pair", "name: own")
+    )
     assert Scenario.load(file).load_topology().name == "own"
 
 

@@ -35,7 +35,13 @@ def changed(old: str, new: str) -> str:
 def test_a_good_file_becomes_values() -> None:
     topology = Topology.parse(GOOD)
     a, b = topology.nodes.values()
-    assert (a.id, a.kind, a.adapters, a.nvram_bytes, a.clients) == (1, "netns", ("ic0", "ic1"), 1 << 20, ("nvram-mirror",))
+    assert (a.id, a.kind, a.adapters, a.nvram_bytes, a.clients) == (
+        1,
+        "netns",
+        ("ic0", "ic1"),
+        1 << 20,
+        ("nvram-mirror",),
+    )
     assert (b.id, b.nvram_bytes, b.clients) == (2, 16 << 20, ("nvram-mirror", "echo"))
     assert (b.boot.loader_ns, b.boot.kernel_ns, b.boot.storage_os_ns) == (20_000_000, 50_000_000, 1_000_000_000)
     assert topology.cables["ic0"].ends == (End("a", "ic0"), End("b", "ic0"))
@@ -96,9 +102,13 @@ WRONG = {
     ),
     "size without unit": (
         changed("nvram: 1MiB", "nvram: 1048576"),
-        "f.yaml:3:36: nvram: expected a size such as 16MiB (B, KiB, MiB, GiB, kB, MB, GB), found 1048576 without a unit",
+        "f.yaml:3:36: nvram: expected a size such as 16MiB (B, KiB, MiB, GiB, kB, MB, GB), "
+        "found 1048576 without a unit",
     ),
-    "size out of bounds": (changed("nvram: 1MiB", "nvram: 4KiB"), "f.yaml:3:36: nvram: expected 64KiB to 4GiB, found 4KiB"),
+    "size out of bounds": (
+        changed("nvram: 1MiB", "nvram: 4KiB"),
+        "f.yaml:3:36: nvram: expected 64KiB to 4GiB, found 4KiB",
+    ),
     "size that is no whole number of pages": (
         changed("nvram: 1MiB", "nvram: 100001B"),
         "f.yaml:3:36: nvram: expected a multiple of 8KiB (two halves of whole pages), found 100001B",
@@ -196,8 +206,14 @@ WRONG = {
     ),
     "no name": (changed("name: pair\n", ""), 'f.yaml:1:1: the key "name" is missing'),
     "no nodes": ("name: x\nnodes: {}\n", "f.yaml:2:8: nodes: expected at least one item, found an empty mapping"),
-    "nodes as a list": ("name: x\nnodes: [a, b]\n", "f.yaml:2:8: nodes: expected a mapping of keys and values, found a list"),
-    "empty key": ("name: x\nnodes: {a: {clients: []}}\ncluster_key: ''\n", 'f.yaml:3:14: cluster_key: expected at least one character, found ""'),
+    "nodes as a list": (
+        "name: x\nnodes: [a, b]\n",
+        "f.yaml:2:8: nodes: expected a mapping of keys and values, found a list",
+    ),
+    "empty key": (
+        "name: x\nnodes: {a: {clients: []}}\ncluster_key: ''\n",
+        'f.yaml:3:14: cluster_key: expected at least one character, found ""',
+    ),
     "switch named as a node": (GOOD + "switches: [a]\n", 'f.yaml:8:12: switch "a" has the name of a node'),
     "switch twice": (GOOD + "switches: [s, s]\n", 'f.yaml:8:15: switch "s" is there twice'),
     "loop of switches": (
@@ -208,7 +224,7 @@ WRONG = {
         GOOD.replace("cables:\n", "  c: {}\ncables:\n"),
         "f.yaml:5:3: node c runs clients, but no cable leads from it to another node",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("text", "expected"), WRONG.values(), ids=WRONG.keys())
