@@ -12,8 +12,23 @@ from typing import cast
 
 from ccm import events as ev
 from ccm.actions import (
-    Action, CloseLanes, ConnectLanes, ConnectPeer, DisconnectPeer, HoldPath, NotePathDown, NotePathFenced, NotePathUp,
-    NoteRefused, NoteStep, ReadInbox, ReadSeen, ReadStatus, RequestFence, TellPartnerStatus, WriteRecord,
+    Action,
+    CloseLanes,
+    ConnectLanes,
+    ConnectPeer,
+    DisconnectPeer,
+    HoldPath,
+    NotePathDown,
+    NotePathFenced,
+    NotePathUp,
+    NoteRefused,
+    NoteStep,
+    ReadInbox,
+    ReadSeen,
+    ReadStatus,
+    RequestFence,
+    TellPartnerStatus,
+    WriteRecord,
 )  # fmt: skip
 from ccm.exchange import Info, LaneEntry, Manifest, PathInfo, Record, RecordKind, Seen, Sessions
 from ccm.handshake import STAGE_LOADER, Step

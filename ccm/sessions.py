@@ -7,7 +7,15 @@ pairs) and takes each step that is due; called again without news it does nothin
 from __future__ import annotations
 
 from ccm.actions import (
-    Action, AlertClosed, AlertError, AlertReady, CloseLanes, Move, OpenLanes, RememberEpoch, Route,
+    Action,
+    AlertClosed,
+    AlertError,
+    AlertReady,
+    CloseLanes,
+    Move,
+    OpenLanes,
+    RememberEpoch,
+    Route,
 )  # fmt: skip
 from ccm.exchange import EPOCH_MAX, LaneEntry, Manifest, RecordKind, SessionEntry, Sessions
 from ccm.needs import Needs, build_manifest, client_key, compare, find_entry, manifests_digest

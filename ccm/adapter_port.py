@@ -1,0 +1,70 @@
+"""One local adapter as the driver uses it: protection domain, one completion queue, who gets which completion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from emul.clock import Instant
+from emul.errors import DeviceGone, RDMAError
+from emul.verbs import CQ, PD, Context
+from emul.vocabulary import WC
+
+COMPLETIONS_MAX = 4096
+"""Size of the completion queue."""
+POLL_MAX = 64
+"""Completions taken at once."""
+POLLS_MAX = 128
+"""Rounds of one drain: bounds the time away from timers."""
+
+Handler = Callable[[WC, Instant], None]
+
+
+class AdapterPort:
+    """An adapter with its host's resources. `gone`: its process does not answer; every verb would fail."""
+
+    def __init__(self, index: int, context: Context, incarnation: int) -> None:
+        self.index = index
+        self.context = context
+        self.handlers: dict[int, Handler] = {}
+        self.gone = False
+        self.now = Instant(0)
+        self.strays = 0
+        """Completions of queue pairs that are no longer there."""
+        context.attach(incarnation)
+        self.pd = PD(context)
+        self.cq = CQ(context, COMPLETIONS_MAX)
+        self.cq.req_notify()
+
+    def wake(self, now: Instant) -> None:
+        """After a wake-up: arms the queue first, so that nothing that comes while it is emptied is overlooked."""
+        if self.gone:
+            return
+        self.now = now
+        self.context.clear_event()
+        self.cq.req_notify()
+        self.drain()
+
+    def drain(self) -> None:
+        """Hands out all completions."""
+        handlers, poll = self.handlers, self.cq.poll
+        for _ in range(POLLS_MAX):
+            count, completions = poll(POLL_MAX)
+            for completion in completions:
+                handler = handlers.get(completion.qp_num)
+                if handler is None:
+                    self.strays += 1
+                else:
+                    handler(completion, self.now)
+            if count < POLL_MAX:
+                return
+
+    def attempt(self, verb: Callable[[], object]) -> bool:
+        """Carries out a verb whose failure changes nothing (giving something back); whether it succeeded."""
+        try:
+            verb()
+        except DeviceGone:
+            self.gone = True
+            return False
+        except RDMAError:
+            return False
+        return True

@@ -1,0 +1,281 @@
+"""A node's host: boot stages, clients, the manager with its driver, control requests. Never blocks.
+
+The real loop (`ccm.process`) and the simulator both run it: they wake it when something waits or `next_deadline` has come.
+The manager starts with the host, in boot stage LOADER; the clients follow in stage KERNEL, the storage OS later still.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ccm.client import Client
+from ccm.clients.echo import Echo
+from ccm.clients.failover_monitor import FailoverMonitor
+from ccm.clients.nvram_mirror import NvramMirror
+from ccm.driver import Driver, DriverConfig, Log, PathConfig
+from ccm.history import HistoryWriter, Kind
+from ccm.workload import Workload, WorkloadError
+from emul.clock import MILLISECOND, Instant, earliest
+from emul.errors import RDMAError
+from emul.memory import Memory
+from emul.node_memory import NodeMemory, Stage
+from emul.verbs import Context
+
+BEAT_NS = 5 * MILLISECOND
+"""How often the host beats on its status page."""
+SUSPENDED_NS = 20 * MILLISECOND
+"""A loop that is run later than this notes it: timing verdicts of such a run are doubtful."""
+CLIENT_IDS = {NvramMirror.name: 1, Echo.name: 2, FailoverMonitor.name: 3}
+"""Numbers in the history; other clients follow in the order of the configuration."""
+
+
+def _no_log(word: str, fields: dict[str, object]) -> None:
+    """Where nobody reads a log."""
+
+
+class Host:
+    """One incarnation of a host. `config` is what `ccm.process.main` takes; `clients` are added to those it names."""
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        contexts: Sequence[Context],
+        node_memory: NodeMemory,
+        nvram: Memory,
+        history: HistoryWriter,
+        seed: int,
+        *,
+        clients: Sequence[Client] = (),
+        log: Log = _no_log,
+        reopen: Callable[[int], Context] | None = None,
+    ) -> None:
+        self.node_id = int(config["node_id"])
+        self.name = str(config["node"])
+        self.stopped = False
+        """A shutdown was asked for and is complete."""
+        self._node = node_memory
+        self._history = history
+        self._contexts = contexts
+        self._log = log
+        self._reopen = reopen
+        self._seed = seed
+        self._config = config
+        self._clients = self._make_clients(config, nvram, clients)
+        self._ids = dict(CLIENT_IDS)
+        for client in self._clients.values():
+            self._ids.setdefault(client.name, len(self._ids) + 1)
+        self._boot = _boot_plan(config.get("boot", {}))
+        self._stopping_by: Instant | None = None
+        self._beat_at = Instant(0)
+        self._deadline: Instant | None = None
+        self.incarnation = 0
+
+    def start(self, now: Instant) -> None:
+        """Boot stage LOADER: a new incarnation attaches to the adapters, and the manager begins."""
+        self.incarnation = self._node.begin_incarnation()
+        self._history.note(now, Kind.HOST_STARTED, self.node_id, incarnation=self.incarnation)
+        self._history.note(now, Kind.STAGE, self.node_id, incarnation=self.incarnation, extra=Stage.LOADER)
+        self._log("host.started", {"incarnation": self.incarnation})
+        self.driver = Driver(
+            self._driver_config(), self._contexts, self._node, self._history, list(self._clients.values()),
+            self.incarnation, self._seed, self._log, now=now, reopen=self._reopen,
+        )  # fmt: skip
+        self.workload = Workload(
+            self._clients, self.driver.partners, self.node_id, self.incarnation, self._ids, self._history, self._seed
+        )
+        echo = self._clients.get(Echo.name)
+        if isinstance(echo, Echo):
+            echo.on_delivered = self.workload.on_delivered
+        self._boot = [(Instant(now + at), stage) for at, stage in self._boot]
+        self._beat_at = now
+        self.driver.start(now)
+        self._run_timers(now)
+
+    def on_wake(self, now: Instant) -> None:
+        """Looks at everything that may wait: completions, events, timers."""
+        late = self._note_lateness(now)
+        for index in range(len(self._contexts)):
+            self.driver.wake(index, now)
+        self.driver.take_events(now)
+        if late or self._deadline is None or now >= self._deadline:
+            self._run_timers(now)
+        else:
+            self._set_deadline()
+
+    def on_completions(self, index: int, now: Instant) -> None:
+        """Only the completion queue of adapter `index`: the way of each request that a client waits for."""
+        self._note_lateness(now)
+        news = self.driver.wake(index, now)
+        if self._deadline is None or now >= self._deadline:
+            self._run_timers(now)
+        elif news:
+            self._set_deadline()
+
+    def next_deadline(self) -> Instant | None:
+        """When `on_wake` is wanted even if nothing comes."""
+        return self._deadline
+
+    def control(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
+        """Answers a control request; {"error": text} for one that cannot be met."""
+        handler = _CONTROL.get(str(request.get("op")))
+        if handler is None:
+            return {"error": f"unknown op {request.get('op')!r}, expected one of {', '.join(sorted(_CONTROL))}"}
+        try:
+            reply = handler(self, request, now)
+        except (WorkloadError, RDMAError) as error:
+            return {"error": str(error)}
+        self._set_deadline()
+        return reply
+
+    def begin_shutdown(self, now: Instant) -> None:
+        """Closes all sessions; `stopped` is set when both sides know, or after a bounded time."""
+        if self._stopping_by is None:
+            self._stopping_by = Instant(now + 1000 * MILLISECOND)
+            self.workload.stop()
+            self.driver.close_all(now)
+            self._set_deadline()
+
+    # inside
+
+    def _make_clients(self, config: Mapping[str, Any], nvram: Memory, more: Sequence[Client]) -> dict[str, Client]:
+        others = [int(partner["id"]) for partner in config["partners"]]
+        made: list[Client] = []
+        for name in config.get("clients", ()):
+            if name == NvramMirror.name:
+                made.append(NvramMirror(nvram, self.node_id, others))
+            elif name == Echo.name:
+                made.append(Echo())
+            elif name == FailoverMonitor.name:
+                made.append(FailoverMonitor(self._report_partner))
+            else:
+                raise ValueError(f"unknown client {name!r}, expected one of {', '.join(CLIENT_IDS)}")
+        return {client.name: client for client in [*made, *more]}
+
+    def _report_partner(self, partner: Any, word: str, status: Any) -> None:
+        self._log(
+            "monitor", {"partner": partner.name, "news": word, "stage": status.stage.name, "heartbeat": status.heartbeat}
+        )
+
+    def _driver_config(self) -> DriverConfig:
+        partners = {
+            int(partner["id"]): (
+                str(partner["name"]),
+                tuple(PathConfig(int(p["index"]), int(p["adapter"]), str(p["remote"])) for p in partner["paths"]),
+            )
+            for partner in self._config["partners"]
+        }
+        key = str(self._config["cluster_key"]).encode()
+        return DriverConfig(self.node_id, self.name, key, partners, self._ids)
+
+    def _note_lateness(self, now: Instant) -> bool:
+        """Whether the loop was held up past a deadline."""
+        if self._deadline is None or now - self._deadline < SUSPENDED_NS:
+            return False
+        late = now - self._deadline
+        self._history.note(now, Kind.SUSPENDED, self.node_id, incarnation=self.incarnation, extra=late)
+        self._log("suspended", {"ms": late / MILLISECOND})
+        return True
+
+    def _run_timers(self, now: Instant) -> None:
+        if now >= self._beat_at:
+            self._node.beat()
+            self._beat_at = Instant(now + BEAT_NS)
+        while self._boot and now >= self._boot[0][0]:
+            self._enter(self._boot.pop(0)[1], now)
+        self.workload.on_time(now)
+        self.driver.on_time(now)
+        for client in self._clients.values():
+            deadline = client.next_deadline()
+            if deadline is not None and now >= deadline:
+                client.on_time(now)
+        if self._stopping_by is not None and (now >= self._stopping_by or not self.driver.has_sessions()):
+            self._stop(now)
+        self._set_deadline()
+
+    def _enter(self, stage: Stage, now: Instant) -> None:
+        self._node.enter_stage(stage)
+        self._history.note(now, Kind.STAGE, self.node_id, incarnation=self.incarnation, extra=stage)
+        self._log("stage", {"stage": stage.name})
+        if stage is Stage.KERNEL:
+            self.driver.open_clients(now)
+
+    def _stop(self, now: Instant) -> None:
+        """The host leaves: the status page says so, so that partners needn't guess."""
+        if not self.stopped:
+            self.stopped = True
+            self.driver.shut_down(now)
+            self._node.enter_stage(Stage.FIRMWARE)
+            self._log("host.stopped", {})
+
+    def _set_deadline(self) -> None:
+        self._deadline = earliest(
+            self.driver.next_deadline(),
+            self.workload.next_deadline(),
+            self._beat_at,
+            self._boot[0][0] if self._boot else None,
+            *(client.next_deadline() for client in self._clients.values()),
+        )
+
+    # control requests
+
+    def _status(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
+        stage = self._node.status
+        return {
+            "node": self.name,
+            "incarnation": self.incarnation,
+            "stage": stage.stage.name if stage is not None else None,
+            "now_ns": now,
+            "partners": self.driver.manager.status(),
+            "adapters": self.driver.counters(),
+            "client_errors": dict(self.driver.client_errors),
+            "workload": self.workload.state(),
+        }
+
+    def _workload_start(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
+        self.workload.start(str(request.get("client")), request, now)
+        return {"ok": True}
+
+    def _workload_stop(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
+        return {"outstanding": self.workload.stop()}
+
+    def _workload_state(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
+        return {"clients": self.workload.state()}
+
+    def _close(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
+        self.driver.close_all(now)
+        return {"ok": True}
+
+    def _open(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
+        self.driver.open_clients(now)
+        return {"ok": True}
+
+    def _resources(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
+        self.driver.release()
+        return {"verbs": self.driver.resources()}
+
+    def _shutdown(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
+        self.begin_shutdown(now)
+        return {"ok": True}
+
+
+_CONTROL: dict[str, Callable[[Host, Mapping[str, Any], Instant], dict[str, Any]]] = {
+    "status": Host._status,
+    "workload.start": Host._workload_start,
+    "workload.stop": Host._workload_stop,
+    "workload.state": Host._workload_state,
+    "close": Host._close,
+    "open": Host._open,
+    "resources": Host._resources,
+    "shutdown": Host._shutdown,
+}
+
+
+def _boot_plan(boot: Mapping[str, Any]) -> list[tuple[Instant, Stage]]:
+    """(time since the start, stage entered then)."""
+    at, plan = 0, []
+    steps = (("loader_ns", Stage.KERNEL), ("kernel_ns", Stage.STORAGE_OS), ("storage_os_ns", Stage.SERVING))
+    for duration, following in steps:
+        at += int(boot.get(duration, 0))
+        plan.append((Instant(at), following))
+    return plan

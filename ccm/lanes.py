@@ -1,0 +1,263 @@
+"""The virtual interfaces and memory regions of one session on one path, made with the verbs.
+
+Driver's half of `ccm.pairing.Lane`: opens, connects, posts, takes completions, closes. Completions of a stream's requests
+go to its ledger and its client; everything else is reported to the driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from ccm.adapter_port import AdapterPort
+from ccm.client import Client, Region, Session
+from ccm.exchange import LaneEntry, ViAddress
+from ccm.needs import Needs
+from ccm.stream import MESSAGE_HEADER
+from emul.clock import Instant
+from emul.errors import RDMAError
+from emul.verbs import MR, QP, QPInitAttr
+from emul.vocabulary import (
+    GID,
+    MTU,
+    SGE,
+    WC,
+    AccessFlags,
+    AHAttr,
+    GlobalRoute,
+    QPAttr,
+    QPCap,
+    QPState,
+    RecvWR,
+    SendFlags,
+    SendWR,
+    WCOpcode,
+    WCStatus,
+    WROpcode,
+)  # fmt: skip
+
+VI_TIMEOUT = 13
+"""4.096 us x 2^13 = 34 ms; with seven retries the adapter gives up after 268 ms. Silence is noticed by probes long before."""
+VI_RETRIES = 7
+VI_RNR_RETRIES = 6
+"""7 would be for ever, and a dead host never posts a receive."""
+VI_RNR_TIMER = 24
+"""41 ms: six of them outlast a host that is merely slow."""
+RECEIVES_SPARE = 8
+QUEUE_SPARE = 16
+"""Room in the send queue for requests that completed and are not retired yet."""
+
+
+class PathLife:
+    """When something last completed on a path's virtual interfaces (shared by all of them)."""
+
+    __slots__ = ("at", "told")
+
+    def __init__(self) -> None:
+        self.at = 0
+        self.told = 0
+
+
+class LaneOwner(Protocol):
+    """What lanes tell the driver."""
+
+    def on_lane_failed(self, lanes: Lanes, status: WCStatus, now: Instant) -> None:
+        """A request or receive ended in error."""
+
+    def on_stream_drained(self, lanes: Lanes, vi: int, now: Instant) -> None:
+        """A stream that is to move has nothing under way any more."""
+
+    def on_client_exception(self, name: str, error: Exception) -> None:
+        """A callback raised."""
+
+
+class ViLane:
+    """One virtual interface (`ccm.stream.Lane`)."""
+
+    __slots__ = ("_client", "_index", "_lanes", "_receives", "_send_slots", "_sent", "_stream", "lkey", "post_write", "psn", "qp", "rkey", "source", "target")  # fmt: skip  # noqa: E501
+
+    def __init__(self, lanes: Lanes, index: int, qp: QP, psn: int) -> None:
+        self._lanes = lanes
+        self._index = index
+        self._stream = lanes.session.streams[index]
+        self._client = lanes.client
+        self.qp = qp
+        self.psn = psn
+        self.post_write: Callable[[int, int, int, int, int, int], None] = qp.post_write
+        self.source = lanes.source_mr.buf if lanes.source_mr is not None else 0
+        self.lkey = lanes.source_mr.lkey if lanes.source_mr is not None else 0
+        self.target = 0
+        self.rkey = 0
+        self._receives: list[RecvWR] = []
+        self._send_slots = 0
+        self._sent = 0
+
+    def prepare_messages(self, base: int, depth: int) -> None:
+        """Posts the receives; buffers are `depth` send slots from `base` of the message region on, then the receives."""
+        mr, size = self._lanes.message_mr, self._lanes.message_stride
+        assert mr is not None
+        self._send_slots = base
+        first = base + depth * size
+        for slot in range(depth + RECEIVES_SPARE):
+            receive = RecvWR(slot, 1, [SGE(mr.buf + first + slot * size, size, mr.lkey)])
+            self._receives.append(receive)
+            self.qp.post_recv(receive)
+
+    def post_message(self, sequence: int, data: bytes) -> None:
+        """Copies a message into a send slot and posts it."""
+        lanes = self._lanes
+        mr, session = lanes.message_mr, lanes.session
+        assert mr is not None
+        offset = self._send_slots + (sequence % session.needs.depth) * lanes.message_stride
+        length = MESSAGE_HEADER.size + len(data)
+        mr.write(MESSAGE_HEADER.pack(session.epoch, len(data), sequence) + data, length, offset)
+        piece = SGE(mr.buf + offset, length, mr.lkey)
+        self.qp.post_send(SendWR(sequence, WROpcode.SEND, 1, 0, SendFlags.SIGNALED, [piece]))
+
+    def on_completion(self, completion: WC, now: Instant) -> None:
+        """One completion of this queue pair."""
+        if completion.status is not WCStatus.SUCCESS:
+            self._lanes.fail(completion.status, now)
+            return
+        if completion.opcode is WCOpcode.RECV:
+            self._on_message(completion, now)
+            return
+        lanes, stream = self._lanes, self._stream
+        lanes.life.at = now
+        if stream.confirm(self, completion.wr_id) is None:
+            return
+        try:
+            self._client.on_completed(lanes.session, completion.wr_id, now)
+        except Exception as error:
+            lanes.owner.on_client_exception(self._client.name, error)
+        if stream.former is self and stream.drained:
+            lanes.owner.on_stream_drained(lanes, self._index, now)
+
+    def _on_message(self, completion: WC, now: Instant) -> None:
+        lanes = self._lanes
+        mr, session = lanes.message_mr, lanes.session
+        assert mr is not None
+        receive = self._receives[completion.wr_id]
+        assert receive.sg is not None
+        data = mr.read(completion.byte_len, receive.sg[0].addr - mr.buf)
+        if not lanes.failed:
+            self.qp.post_recv(receive)
+        lanes.life.at = now
+        lanes.deliver(session.arrivals[self._index].take(data), now)
+
+
+class Lanes:
+    """All virtual interfaces of one session on one path."""
+
+    def __init__(
+        self, owner: LaneOwner, port: AdapterPort, path: int, session: Session, client: Client, life: PathLife
+    ) -> None:
+        self.owner = owner
+        self.port = port
+        self.path = path
+        self.session = session
+        self.client = client
+        self.life = life
+        self.vis: list[ViLane] = []
+        self.source_mr: MR | None = None
+        self.exposed_mr: MR | None = None
+        self.message_mr: MR | None = None
+        self.message_stride = 0
+        self.fence_epoch = 0
+        self.failed = False
+        """A queue pair is in error, or about to be destroyed."""
+
+    def open(
+        self, needs: Needs, source: Region | None, exposed: Region | None, fence: tuple[int, int], psn: Callable[[], int]
+    ) -> LaneEntry:
+        """Makes regions and queue pairs, tagged with `fence` (slot, epoch). Raises RDMAError; what was made is given back."""
+        self.fence_epoch = fence[1]
+        try:
+            self._open_regions(needs, source, exposed)
+            for index in range(needs.vis):
+                self._open_vi(index, needs, fence, psn())
+        except RDMAError:
+            self.close()
+            raise
+        region = self.exposed_mr
+        return LaneEntry(
+            self.session.client_key, self.session.epoch, 0, region.rkey if region else 0, region.buf if region else 0,
+            region.length if region else 0, tuple(ViAddress(vi.qp.qp_num, vi.psn) for vi in self.vis),
+        )  # fmt: skip
+
+    def connect(self, remote: LaneEntry, address: str, mtu: int, fence: tuple[int, int]) -> None:
+        """Connects each queue pair with the partner's. Raises RDMAError."""
+        for vi, theirs in zip(self.vis, remote.vis, strict=True):
+            vi.target, vi.rkey = remote.address, remote.rkey
+            attr = QPAttr(
+                qp_state=QPState.RTR, path_mtu=MTU(mtu), dest_qp_num=theirs.qp_num, rq_psn=theirs.psn, sq_psn=vi.psn,
+                qp_access_flags=AccessFlags.REMOTE_WRITE, ah_attr=AHAttr(gr=GlobalRoute(dgid=GID(address))),
+                min_rnr_timer=VI_RNR_TIMER, timeout=VI_TIMEOUT, retry_cnt=VI_RETRIES, rnr_retry=VI_RNR_RETRIES,
+                fence_slot=fence[0], fence_epoch=fence[1],
+            )  # fmt: skip
+            vi.qp.modify(attr)
+            attr.qp_state = QPState.RTS
+            vi.qp.modify(attr)
+        for stream in self.session.streams:
+            stream.target_bytes = remote.length
+
+    def fail(self, status: WCStatus, now: Instant) -> None:
+        """The first error is told; what is flushed after it is not."""
+        if not self.failed:
+            self.failed = True
+            self.owner.on_lane_failed(self, status, now)
+
+    def deliver(self, messages: list[bytes], now: Instant) -> None:
+        """Gives messages to the client, once it knows that the session is ready."""
+        session = self.session
+        if not session.alive:
+            session.early += messages
+            return
+        for data in messages:
+            try:
+                self.client.on_message(session, data, now)
+            except Exception as error:
+                self.owner.on_client_exception(self.client.name, error)
+
+    def close(self) -> None:
+        """Destroys everything. What was received until now is taken first, and nothing is accepted after that."""
+        self.failed = True
+        if self.message_mr is not None:
+            for vi in self.vis:
+                self.port.attempt(lambda vi=vi: vi.qp.modify(QPAttr(qp_state=QPState.ERR)))  # type: ignore[misc]
+            self.port.drain()
+        for vi in self.vis:
+            self.port.handlers.pop(vi.qp.qp_num, None)
+            self.port.attempt(vi.qp.close)
+        self.vis.clear()
+        for region in (self.source_mr, self.exposed_mr, self.message_mr):
+            if region is not None:
+                self.port.attempt(region.close)
+        self.source_mr = self.exposed_mr = self.message_mr = None
+
+    def _open_regions(self, needs: Needs, source: Region | None, exposed: Region | None) -> None:
+        pd = self.port.pd
+        if source is not None:
+            self.source_mr = MR(pd, source.length, AccessFlags.NONE, source.memory, source.offset)
+        if exposed is not None:
+            access = AccessFlags.LOCAL_WRITE | AccessFlags.REMOTE_WRITE
+            self.exposed_mr = MR(pd, exposed.length, access, exposed.memory, exposed.offset)
+        if needs.message_bytes:
+            self.message_stride = (MESSAGE_HEADER.size + needs.message_bytes + 63) & ~63
+            slots = 2 * needs.depth + RECEIVES_SPARE
+            self.message_mr = MR(pd, needs.vis * slots * self.message_stride, AccessFlags.LOCAL_WRITE)
+
+    def _open_vi(self, index: int, needs: Needs, fence: tuple[int, int], psn: int) -> None:
+        cap = QPCap(max_send_wr=needs.depth + QUEUE_SPARE, max_recv_wr=needs.depth + RECEIVES_SPARE)
+        qp = QP(self.port.pd, QPInitAttr(cap=cap, scq=self.port.cq, rcq=self.port.cq))
+        vi = ViLane(self, index, qp, psn)
+        self.vis.append(vi)
+        self.port.handlers[qp.qp_num] = vi.on_completion
+        qp.modify(
+            QPAttr(
+                qp_state=QPState.INIT, qp_access_flags=AccessFlags.REMOTE_WRITE, fence_slot=fence[0], fence_epoch=fence[1]
+            )
+        )
+        if self.message_mr is not None:
+            slots = 2 * needs.depth + RECEIVES_SPARE
+            vi.prepare_messages(index * slots * self.message_stride, needs.depth)

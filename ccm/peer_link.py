@@ -1,0 +1,250 @@
+"""The well-known connection of one path, made with the verbs: driver's half of the peer connection.
+
+Connects to the partner's firmware and checks its proof (R11), reads status page and outbox, writes the inbox, sends fence
+requests. Reports values; what they mean is decided in `ccm.peering`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ccm import events as ev
+from ccm.adapter_port import AdapterPort
+from ccm.exchange import Record, RecordKind, parse_record, slot_range
+from ccm.reasons import Reason
+from emul.clock import Instant
+from emul.cm import CmEvent, CmEventType, CmId
+from emul.errors import RDMAError
+from emul.node_memory import STATUS_READ_BYTES, BootStatus
+from emul.verbs import MR, QP, QPInitAttr
+from emul.vocabulary import (
+    MTU,
+    SGE,
+    WC,
+    AccessFlags,
+    QPAttr,
+    QPCap,
+    QPState,
+    RecvWR,
+    SendFlags,
+    SendWR,
+    WCOpcode,
+    WCStatus,
+    WROpcode,
+)  # fmt: skip
+from emul.wellknown import (
+    CHALLENGE_BYTES,
+    MESSAGE_FENCE,
+    MESSAGE_FENCED,
+    RECEIVE_BYTES,
+    RECEIVES_POSTED,
+    SERVICE_ID,
+    ConnectReply,
+    ConnectRequest,
+    FirmwareMessage,
+    proof,
+    proof_matches,
+)  # fmt: skip
+
+PEER_TIMEOUT = 12
+"""4.096 us x 2^12 = 17 ms; seven retries end after 134 ms."""
+PEER_RETRIES = 7
+PEER_RNR_RETRIES = 6
+SENDS_MAX = 48
+"""Requests under way: a read or two, a write for each slot, fence requests."""
+_STATUS_AT, _SEEN_AT, _SENDS_AT = 0, 128, 384
+_RECEIVES_AT = _SENDS_AT + RECEIVES_POSTED * RECEIVE_BYTES
+_SCRATCH_BYTES = _RECEIVES_AT + RECEIVES_POSTED * RECEIVE_BYTES
+_SEEN_BYTES = slot_range(RecordKind.SEEN)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerIdentity:
+    """Who connects: this node towards one partner over one path."""
+
+    node_id: int
+    incarnation: int
+    cluster_key: bytes
+    partner: int
+    path: int
+    address: str
+
+
+class PeerLink:
+    """One connection, or the attempt at one. `tell` takes its events; after `close` there are none."""
+
+    def __init__(
+        self, port: AdapterPort, identity: PeerIdentity, outbox: MR, rng: random.Random, tell: Callable[[ev.Event], None]
+    ) -> None:
+        self._port = port
+        self._me = identity
+        self._outbox = outbox
+        self._tell = tell
+        self._challenge = rng.randbytes(CHALLENGE_BYTES)
+        self._reply: ConnectReply | None = None
+        self._pending: dict[int, Callable[[], None]] = {}
+        self._next_wr = 1
+        self._fences_sent = 0
+        self._failed = False
+        self.mtu = MTU.MTU_1024
+        self.scratch = MR(port.pd, _SCRATCH_BYTES, AccessFlags.LOCAL_WRITE)
+        cap = QPCap(max_send_wr=SENDS_MAX, max_recv_wr=2 * RECEIVES_POSTED)
+        self.qp = QP(port.pd, QPInitAttr(cap=cap, scq=port.cq, rcq=port.cq))
+        port.handlers[self.qp.qp_num] = self.on_completion
+        self._cm = CmId(self.qp)
+
+    @property
+    def number(self) -> int:
+        """The connection's number in CM events."""
+        return self._cm.number
+
+    def connect(self) -> None:
+        """Sends the request. Raises RDMAError."""
+        me = self._me
+        self.mtu = self._port.context.query_port(1).active_mtu
+        self.qp.modify(QPAttr(qp_state=QPState.INIT))
+        request = ConnectRequest(me.node_id, me.path, me.incarnation, self._challenge)
+        attr = QPAttr(path_mtu=self.mtu, timeout=PEER_TIMEOUT, retry_cnt=PEER_RETRIES, rnr_retry=PEER_RNR_RETRIES)
+        self._cm.connect(me.address, SERVICE_ID, request.emit(), attr)
+
+    def on_cm_event(self, event: CmEvent, fence_epoch: int) -> None:
+        """The firmware's answer, or its absence."""
+        me = self._me
+        if event.kind is CmEventType.REPLY and self._reply is None:
+            self._on_reply(event.private_data, fence_epoch)
+        elif event.kind is CmEventType.REJECTED:
+            self._refuse(Reason.REJECTED, f"firmware rejected the connection, reason {event.reason}")
+        elif event.kind is CmEventType.UNREACHABLE:
+            self._refuse(Reason.UNREACHABLE, "no answer to the connection request")
+        elif event.kind is CmEventType.DISCONNECTED and not self._failed:
+            self._failed = True
+            self._tell(ev.PeerLost(me.partner, me.path, "disconnected by the firmware"))
+
+    def read_status(self) -> None:
+        """RDMA READ of the status page: StatusRead or StatusUnreadable follows."""
+        reply = self._known_reply()
+        self._read(_STATUS_AT, STATUS_READ_BYTES, reply.status_addr, reply.status_rkey, self._on_status)
+
+    def read_seen(self) -> None:
+        """RDMA READ of the partner's SEEN record of this path: SeenRead follows."""
+        reply = self._known_reply()
+        offset, length = slot_range(RecordKind.SEEN, self._me.path)
+        self._read(_SEEN_AT, length, reply.outbox_addr + offset, reply.outbox_rkey, self._on_seen)
+
+    def write_record(self, record: Record, length: int) -> None:
+        """RDMA WRITE of a record that is in our outbox already: RecordWritten follows."""
+        reply, me = self._known_reply(), self._me
+        offset, _ = slot_range(record.kind, record.index)
+        event = ev.RecordWritten(me.partner, me.path, record.kind, record.index, record.sequence)
+        wr_id = self._expect(lambda: self._tell(event))
+        outbox = self._outbox
+        self.qp.post_write(
+            wr_id, outbox.buf + offset, length, outbox.lkey, reply.inbox_addr + offset, reply.inbox_rkey
+        )
+
+    def request_fence(self, path: int, epoch: int, number: int) -> None:
+        """SENDs a fence request: FenceAnswered follows."""
+        data = FirmwareMessage(MESSAGE_FENCE, path, epoch, number).emit()
+        offset = _SENDS_AT + (self._fences_sent % RECEIVES_POSTED) * RECEIVE_BYTES
+        self._fences_sent += 1
+        self.scratch.write(data, len(data), offset)
+        wr_id = self._expect(lambda: None)
+        piece = SGE(self.scratch.buf + offset, len(data), self.scratch.lkey)
+        self.qp.post_send(SendWR(wr_id, WROpcode.SEND, 1, 0, SendFlags.SIGNALED, [piece]))
+
+    def on_completion(self, completion: WC, now: Instant) -> None:
+        """One completion of this queue pair."""
+        if completion.status is not WCStatus.SUCCESS:
+            self._fail(completion.status)
+        elif completion.opcode is WCOpcode.RECV:
+            self._on_message(completion)
+        else:
+            self._pending.pop(completion.wr_id)()
+
+    def silence(self) -> None:
+        """Nothing more is told of this connection."""
+        self._failed = True
+        self._port.handlers.pop(self.qp.qp_num, None)
+
+    def close(self) -> None:
+        """Parts, and gives back what it holds."""
+        self.silence()
+        port = self._port
+        port.attempt(self._cm.close)
+        port.attempt(self.qp.close)
+        port.attempt(self.scratch.close)
+
+    def _on_reply(self, private_data: bytes, fence_epoch: int) -> None:
+        me = self._me
+        reply = ConnectReply.parse(private_data)
+        if reply is None:
+            self._refuse(Reason.REJECTED, "the reply is not one of a firmware")
+        elif reply.node_id != me.partner:
+            self._refuse(Reason.WRONG_IDENTITY, f"node {reply.node_id} answered, expected {me.partner}")
+        elif not proof_matches(
+            proof(me.cluster_key, "firmware", self._challenge, reply.node_id, reply.incarnation), reply.proof
+        ):
+            self._refuse(Reason.WRONG_PROOF, f"node {reply.node_id} does not hold the cluster key")
+        else:
+            self._reply = reply
+            self._cm.establish(proof(me.cluster_key, "caller", reply.challenge, me.node_id, me.incarnation))
+            for slot in range(RECEIVES_POSTED):
+                self._post_receive(slot)
+            self._tell(ev.PeerConnected(me.partner, me.path, fence_epoch, int(self.mtu)))
+
+    def _refuse(self, reason: Reason, text: str) -> None:
+        if not self._failed:
+            self._failed = True
+            self._tell(ev.PeerRefused(self._me.partner, self._me.path, reason, text))
+
+    def _fail(self, status: WCStatus) -> None:
+        if not self._failed:
+            self._failed = True
+            self._tell(ev.PeerLost(self._me.partner, self._me.path, status.name))
+
+    def _on_status(self) -> None:
+        me = self._me
+        status = BootStatus.parse(self.scratch.read(STATUS_READ_BYTES, _STATUS_AT))
+        if status is None:
+            self._tell(ev.StatusUnreadable(me.partner, me.path))
+        else:
+            self._tell(
+                ev.StatusRead(me.partner, me.path, status.stage, status.incarnation, status.progress, status.heartbeat)
+            )
+
+    def _on_seen(self) -> None:
+        found = parse_record(self.scratch.read(_SEEN_BYTES, _SEEN_AT), RecordKind.SEEN, self._me.path)
+        record = found if isinstance(found, Record) else None
+        self._tell(ev.SeenRead(self._me.partner, self._me.path, record))
+
+    def _on_message(self, completion: WC) -> None:
+        slot = completion.wr_id
+        message = FirmwareMessage.parse(self.scratch.read(completion.byte_len, _RECEIVES_AT + slot * RECEIVE_BYTES))
+        if not self._failed:
+            self._post_receive(slot)
+        if message is not None and message.kind == MESSAGE_FENCED:
+            self._tell(ev.FenceAnswered(self._me.partner, message.path, message.number))
+
+    def _read(self, local: int, length: int, address: int, rkey: int, then: Callable[[], None]) -> None:
+        request = SendWR(
+            self._expect(then), WROpcode.RDMA_READ, 1, 0, SendFlags.SIGNALED,
+            [SGE(self.scratch.buf + local, length, self.scratch.lkey)],
+        )  # fmt: skip
+        request.set_wr_rdma(rkey, address)
+        self.qp.post_send(request)
+
+    def _post_receive(self, slot: int) -> None:
+        address = self.scratch.buf + _RECEIVES_AT + slot * RECEIVE_BYTES
+        self.qp.post_recv(RecvWR(slot, 1, [SGE(address, RECEIVE_BYTES, self.scratch.lkey)]))
+
+    def _expect(self, then: Callable[[], None]) -> int:
+        wr_id, self._next_wr = self._next_wr, self._next_wr + 1
+        self._pending[wr_id] = then
+        return wr_id
+
+    def _known_reply(self) -> ConnectReply:
+        if self._reply is None:
+            raise RDMAError(107, f"path {self._me.path} is not connected")
+        return self._reply
