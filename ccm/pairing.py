@@ -44,13 +44,15 @@ class Lane:
 class Pairing:
     """Generations and lanes of one path."""
 
-    __slots__ = ("generation", "lanes", "paired_with", "partner")
+    __slots__ = ("generation", "lanes", "paired_with", "partner", "partner_fence_epoch")
 
     def __init__(self) -> None:
         self.generation = 0
         self.paired_with = 0
         self.partner: PathInfo | None = None
         """The partner's last record of this path, of its present incarnation."""
+        self.partner_fence_epoch = 0
+        """What the partner's queue pairs of this pairing carry: a fence needs one more."""
         self.lanes: dict[int, Lane] = {}
 
     def begin(self) -> None:
@@ -78,6 +80,7 @@ class Pairing:
         if info.paired_with not in (0, self.generation):
             return Verdict.WAIT
         self.paired_with = info.generation
+        self.partner_fence_epoch = info.fence_epoch
         return Verdict.PAIRED
 
     @property

@@ -422,6 +422,8 @@ class Peering:
             path.carrier = up
             if not up:
                 self._lose(path, Reason.CARRIER_LOST, now=now)
+            elif path.retry_at is not None:
+                path.retry_at = max(path.retry_at, now)
 
     def on_fenced_by_partner(self, event: ev.FencedByPartner, *, now: Instant) -> None:
         """The partner has given up the path: so do we. Of a former life of the path: nothing."""
@@ -484,9 +486,6 @@ class Peering:
             self._release(path)
             if not others and (was_usable or was_fencing):
                 self._lose_last(now=now)
-        elif reason is Reason.PARTNER_BEGAN_PATH_ANEW:
-            # The partner destroyed its queue pairs before it told so: nothing of ours can land there, no fence is needed.
-            self._leave_fencing(path, now=now)
         else:
             self._start_fence(path, now=now)
         self._settle(now=now)
@@ -501,11 +500,7 @@ class Peering:
 
     def _start_fence(self, path: Path, *, now: Instant) -> None:
         path.fence_attempts = 0
-        info = path.pairing.partner
-        if info is None:
-            self._leave_fencing(path, now=now)
-            return
-        path.fence_target = info.fence_epoch + 1
+        path.fence_target = path.pairing.partner_fence_epoch + 1
         self._fence_number += 1
         path.fence_number = self._fence_number
         self._request_fence(path, now=now)
