@@ -5,10 +5,10 @@
 
 | reference | what one operation is |
 |---|---|
-| bare-chain | host -> eventfd -> adapter -> port -> adapter (ICRC, copy) -> acknowledgement -> adapter -> eventfd -> host |
+| bare-chain | host -> eventfd -> adapter -> port -> adapter (ICRC, copy) -> ACK -> adapter -> eventfd -> host |
 | frame-ping-pong | a record in frames to another process and back, over the same kind of port |
 | tcp-ping-pong | a record to another process and back over blocking TCP sockets |
-| tcp-mirror | asyncio Protocols on both sides: the record is copied into a mapped region here and there, then confirmed |
+| tcp-mirror | asyncio Protocols on both sides: a record is copied into a mapped region here and there, then confirmed |
 
 All block while they wait, as the lab does. Frames carry up to 2048 bytes, as the lab's path MTU over AF_XDP does: 4 KiB
 are two frames.
