@@ -118,6 +118,15 @@ def test_the_schema_accepts_what_ships_and_refuses_what_is_misspelt(kind: str) -
         assert list(validator.iter_errors({**document, "cabels": {}}))
 
 
+def test_the_schema_of_a_step_knows_its_keys() -> None:
+    validator = jsonschema.Draft202012Validator(json.loads(lab("schema", "scenario").stdout))
+    step = {"at": "1s", "fault": "cable.cut", "target": "ic0", "for": "500ms"}
+    scenario = {"scenario": "x", "topology": "ha-pair", "steps": [step], "expect": {"nothing.leaked": {}}}
+    validator.validate(scenario)
+    for wrong in ({"targte": "ic0"}, {"fault": "cable.snip"}, {"at": 1}, {"on": {"session": "ready"}}):
+        assert list(validator.iter_errors({**scenario, "steps": [{**step, **wrong}]})), wrong
+
+
 def _numbers(value: object) -> object:
     if isinstance(value, dict):
         return {key: _numbers(item) for key, item in value.items()}
