@@ -373,6 +373,10 @@ class Adapter:
         total["firmware_links"] = self._firmware.links()
         return dict(total)
 
+    def inspect(self) -> list[dict[str, object]]:
+        """How each queue pair stands."""
+        return [qp.inspect() for qp in self._qps.values()]
+
     def port_state(self) -> dict[str, object]:
         """Services."""
         return {"state": "ACTIVE" if self._carrier else "DOWN", "active_mtu": int(self._active_mtu)}

@@ -397,6 +397,26 @@ class QueuePair:
             counted["sent_nak"] = self._responder.naks_sent
         return counted
 
+    def inspect(self) -> dict[str, object]:
+        """How it stands, for people who look for what is stuck."""
+        window, responder, completer = self._window, self._responder, self._completer
+        return {
+            "qp_num": self.number,
+            "dest_qp_num": self.attr.dest_qp_num,
+            "state": self.state.name,
+            "broken_by": None if self.broken_by is None else self.broken_by.name,
+            "requests": len(window.wqes),
+            "cursor": [window.index, window.packet],
+            "oldest_psn": window.oldest_psn(),
+            "next_psn": window.next_psn,
+            "deadline": None if completer is None else completer.deadline,
+            "resume_at": None if completer is None else completer.resume_at,
+            "expected_psn": None if responder is None else responder.epsn,
+            "msn": None if responder is None else responder.msn,
+            "fence": [self.attr.fence_slot, self.attr.fence_epoch],
+            **self.counters(),
+        }
+
     def query(self) -> QPAttr:
         """Its attributes as they are; PSNs as they have moved."""
         attr = self.attr

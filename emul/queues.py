@@ -2,7 +2,8 @@
 
 Each ring has one producer and one consumer, which run in different processes and look at the same bytes; the simulator
 lets both look at a bytearray. Python has no memory barriers, so an entry counts only once its stamp (its running
-number, written as its last word) is there, and whoever sleeps looks again after a bounded time. An adapter reads these
+number, written as its last word and read before all others: who read it last could take the old fields of an entry with its
+new stamp) is there, and whoever sleeps looks again after a bounded time. An adapter reads these
 bytes as hostile input: whatever a host wrote, an index stays inside its ring and a length inside 32 bits.
 
 Layouts, little-endian; every ring begins with a header of 64 bytes:
@@ -39,6 +40,7 @@ _SGE = struct.Struct("<IIQ")
 _RECEIVE = struct.Struct("<QIIQ4xI")
 _COMPLETION = struct.Struct("<QIIIBBBxxxxxI")
 _DOORBELL = struct.Struct("<II")
+_SEND_STAMP, _RECEIVE_STAMP, _COMPLETION_STAMP = _SEND.size - 4, _RECEIVE.size - 4, _COMPLETION.size - 4
 assert _SEND.size == 48
 assert _COMPLETION.size == COMPLETION_STRIDE
 
@@ -77,12 +79,12 @@ class SendEntry(NamedTuple):
 class SendRing:
     """The send queue: the host posts, the adapter takes and later retires in order."""
 
-    __slots__ = ("_buffer", "_depth", "_head", "_index", "_retired")
+    __slots__ = ("_buffer", "_depth", "_head", "_index", "_retired", "_words")
 
     def __init__(self, buffer: memoryview, depth: int) -> None:
         self._buffer = buffer
         self._depth = depth
-        self._head = buffer[:HEADER_BYTES].cast("I")
+        self._head = self._words = buffer.cast("I")
         self._index = 0
         self._retired = 0
 
@@ -131,12 +133,12 @@ class SendRing:
     def take(self) -> SendEntry | None:
         """Adapter: the next request, None while there is none."""
         offset = HEADER_BYTES + self._index % self._depth * SEND_STRIDE
-        opcode, flags, count, imm, wr_id, remote_addr, rkey, lkey, addr, length, stamp = _SEND.unpack_from(
+        following = (self._index + 1) & _MASK
+        if self._words[(offset + _SEND_STAMP) >> 2] != following:
+            return None
+        opcode, flags, count, imm, wr_id, remote_addr, rkey, lkey, addr, length, _ = _SEND.unpack_from(
             self._buffer, offset
         )
-        following = (self._index + 1) & _MASK
-        if stamp != following:
-            return None
         self._index = following
         if count == 1:
             return SendEntry(wr_id, opcode, flags, imm, remote_addr, rkey, ((lkey, addr, length),))
@@ -164,12 +166,12 @@ class ReceiveEntry(NamedTuple):
 class ReceiveRing:
     """The receive queue: the host posts buffers of one piece each, the adapter takes them in order."""
 
-    __slots__ = ("_buffer", "_depth", "_head", "_index")
+    __slots__ = ("_buffer", "_depth", "_head", "_index", "_words")
 
     def __init__(self, buffer: memoryview, depth: int) -> None:
         self._buffer = buffer
         self._depth = depth
-        self._head = buffer[:HEADER_BYTES].cast("I")
+        self._head = self._words = buffer.cast("I")
         self._index = 0
 
     def post(self, wr_id: int, lkey: int, addr: int, length: int) -> bool:
@@ -185,10 +187,10 @@ class ReceiveRing:
     def take(self) -> ReceiveEntry | None:
         """Adapter: the oldest buffer, None when none is posted."""
         offset = HEADER_BYTES + self._index % self._depth * RECEIVE_STRIDE
-        wr_id, lkey, length, addr, stamp = _RECEIVE.unpack_from(self._buffer, offset)
         following = (self._index + 1) & _MASK
-        if stamp != following:
+        if self._words[(offset + _RECEIVE_STAMP) >> 2] != following:
             return None
+        wr_id, lkey, length, addr, _ = _RECEIVE.unpack_from(self._buffer, offset)
         self._index = self._head[0] = following
         return ReceiveEntry(wr_id, lkey, addr, length)
 
@@ -208,12 +210,12 @@ class CompletionEntry(NamedTuple):
 class CompletionRing:
     """The completion queue: the adapter pushes, the host polls and may ask to be woken by the next one."""
 
-    __slots__ = ("_buffer", "_depth", "_head", "_index")
+    __slots__ = ("_buffer", "_depth", "_head", "_index", "_words")
 
     def __init__(self, buffer: memoryview, depth: int) -> None:
         self._buffer = buffer
         self._depth = depth
-        self._head = buffer[:HEADER_BYTES].cast("I")
+        self._head = self._words = buffer.cast("I")
         self._index = 0
 
     def push(self, wr_id: int, byte_len: int, qp_num: int, imm: int, status: int, opcode: int, flags: int) -> bool:
@@ -237,12 +239,11 @@ class CompletionRing:
 
     def poll(self) -> CompletionEntry | None:
         """Host: the oldest completion, None while there is none."""
-        wr_id, byte_len, qp_num, imm, status, opcode, flags, stamp = _COMPLETION.unpack_from(
-            self._buffer, HEADER_BYTES + self._index % self._depth * COMPLETION_STRIDE
-        )
+        offset = HEADER_BYTES + self._index % self._depth * COMPLETION_STRIDE
         following = (self._index + 1) & _MASK
-        if stamp != following:
+        if self._words[(offset + _COMPLETION_STAMP) >> 2] != following:
             return None
+        wr_id, byte_len, qp_num, imm, status, opcode, flags, _ = _COMPLETION.unpack_from(self._buffer, offset)
         self._index = self._head[0] = following
         return CompletionEntry(wr_id, byte_len, qp_num, imm, status, opcode, flags)
 
@@ -254,11 +255,11 @@ class CompletionRing:
 class DoorbellRing:
     """Which queue pairs have new work. Overrun is no error: the adapter then looks at all of them."""
 
-    __slots__ = ("_buffer", "_head", "_index")
+    __slots__ = ("_buffer", "_head", "_index", "_words")
 
     def __init__(self, buffer: memoryview) -> None:
         self._buffer = buffer
-        self._head = buffer[:HEADER_BYTES].cast("I")
+        self._head = self._words = buffer.cast("I")
         self._index = 0
 
     def ring(self, qp_num: int) -> bool:
@@ -271,12 +272,11 @@ class DoorbellRing:
     def take(self) -> int | None:
         """Adapter: the next queue pair number, -1 for "overrun: look at all", None while there is none."""
         offset = HEADER_BYTES + self._index % DOORBELLS * DOORBELL_STRIDE
-        qp_num, stamp = _DOORBELL.unpack_from(self._buffer, offset)
         following = (self._index + 1) & _MASK
-        number: int = qp_num
+        stamp = self._words[(offset >> 2) + 1]
         if stamp == following:
             self._index = following
-            return number
+            return self._words[offset >> 2]
         ahead = (stamp - following) & _MASK
         if stamp and 0 < ahead < 1 << 31:  # overwritten by a later round
             self._index = stamp
