@@ -12,11 +12,9 @@ from functools import partial
 from typing import Protocol
 
 from emul.clock import SECOND
+from lab.sim.pace import Pace
 from lab.sim.scheduler import Priority, Scheduler, What
 
-DELAY_NS = 5_000
-"""From one end of a cable to the other, without what the topology adds."""
-JITTER_NS = 3_000
 CARRIER_NOTICE_NS = 50_000
 """A port sees a change of the carrier this long after it, and up to CARRIER_JITTER_NS later."""
 CARRIER_JITTER_NS = 450_000
@@ -44,7 +42,15 @@ class Cable:
     """One cable; directions are named by the index of the end that sends."""
 
     def __init__(
-        self, name: str, number: int, scheduler: Scheduler, rng: random.Random, *, delay_ns: int, rate_bps: int | None
+        self,
+        name: str,
+        number: int,
+        scheduler: Scheduler,
+        rng: random.Random,
+        *,
+        pace: Pace,
+        delay_ns: int = 0,
+        rate_bps: int | None = None,
     ) -> None:
         self.name = name
         self.number = number
@@ -58,7 +64,8 @@ class Cable:
         self.lost = 0
         self._scheduler = scheduler
         self._rng = rng
-        self._delay_ns = DELAY_NS + delay_ns
+        self._delay_ns = pace.cable_ns + delay_ns
+        self._jitter_ns = pace.cable_jitter_ns
         self._rate_bps = rate_bps
         self._arrival = [0, 0]
         self._generation = 0
@@ -92,7 +99,7 @@ class Cable:
         if self.blackholed[index]:
             self.lost += len(frames)
             return
-        delay = self._delay_ns + int(self._rng.random() * JITTER_NS)
+        delay = self._delay_ns + int(self._rng.random() * self._jitter_ns)
         if self._rate_bps is not None:
             delay += sum(map(len, frames)) * 8 * SECOND // self._rate_bps
         arrival = self._arrival[index] = max(self._arrival[index] + 1, start + delay)

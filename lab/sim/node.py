@@ -11,26 +11,20 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from ccm.host import Host
-
 from ccm.history import HEADER_BYTES, RECORD_BYTES, HistoryWriter
-from emul.clock import MICROSECOND, MILLISECOND
+from ccm.host import Host
+from emul.clock import MILLISECOND
 from emul.local import LocalDevice
 from emul.memory import Memory
 from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
 from emul.verbs import Context
 from lab.plan import Plan
 from lab.sim.adapter import SimAdapter
+from lab.sim.pace import LATE_NS, Pace
 from lab.sim.scheduler import Priority, Scheduler, What
 from lab.sim.streams import Streams
 from lab.world import HostUnreachable
 
-WAKE_NS = 4 * MICROSECOND
-"""From an event to the host's turn, at the least."""
-WAKE_JITTER_NS = 12 * MICROSECOND
-LATE_CHANCE = 1 / 2000
-"""How often the machine lets the host wait for LATE_NS at the most."""
-LATE_NS = 2 * MILLISECOND
 BOOT_OFFSET_NS = 20 * MILLISECOND
 """Hosts start this far apart at the most."""
 HISTORY_RECORDS = 300_000
@@ -41,7 +35,7 @@ _STATE = Path("sim")
 class SimNode:
     """One storage system."""
 
-    def __init__(self, name: str, plan: Plan, scheduler: Scheduler, streams: Streams) -> None:
+    def __init__(self, name: str, plan: Plan, scheduler: Scheduler, streams: Streams, pace: Pace) -> None:
         node = plan.topology.nodes[name]
         self.name = name
         self.memory = NodeMemory(Memory.plain(NODE_MEMORY_BYTES))
@@ -53,6 +47,7 @@ class SimNode:
         self._number = node.id
         self._scheduler = scheduler
         self._streams = streams
+        self._pace = pace
         self._config = plan.host_config(name, _STATE, seed=streams.number(f"host/{name}"))
         self._rng = streams.stream(f"wake/{name}")
         self._boots = 0
@@ -145,8 +140,9 @@ class SimNode:
         if self._turn_planned or self.host is None:
             return
         self._turn_planned = True
-        delay = WAKE_NS + int(self._rng.random() * WAKE_JITTER_NS)
-        if self._rng.random() < LATE_CHANCE:
+        pace = self._pace
+        delay = pace.wake_ns + int(self._rng.random() * pace.wake_jitter_ns)
+        if self._rng.random() < pace.late_chance:
             delay += int(self._rng.random() * LATE_NS)
         self._scheduler.after(delay, Priority.HOST, self._turn)
 

@@ -6,6 +6,7 @@ The seed varies delays, boot offsets, wake-ups and, by a little, the moments of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from emul.clock import MILLISECOND
@@ -15,6 +16,7 @@ from lab.plan import Plan
 from lab.sim.adapter import SimAdapter
 from lab.sim.cable import Cable, Switch
 from lab.sim.node import SimNode
+from lab.sim.pace import Pace
 from lab.sim.scheduler import Scheduler, What
 from lab.sim.streams import Streams
 from lab.topology import Cable as CablePlan
@@ -40,8 +42,11 @@ class SimWorld:
         self._plan = plan
         self.scheduler = Scheduler()
         self._streams = Streams(seed)
+        self.pace = Pace.drawn(self._streams.stream("pace"))
         self._switches = {name: Switch(name, self.scheduler) for name in plan.topology.switches}
-        self.nodes = {name: SimNode(name, plan, self.scheduler, self._streams) for name in plan.topology.nodes}
+        self.nodes = {
+            name: SimNode(name, plan, self.scheduler, self._streams, self.pace) for name in plan.topology.nodes
+        }
         self.cables = {
             cable.name: self._lay(number, cable) for number, cable in enumerate(plan.topology.cables.values())
         }
@@ -56,7 +61,9 @@ class SimWorld:
 
     def _lay(self, number: int, plan: CablePlan) -> Cable:
         rng = self._streams.stream(f"cable/{plan.name}")
-        cable = Cable(plan.name, number, self.scheduler, rng, delay_ns=plan.delay_ns, rate_bps=plan.rate_bps)
+        cable = Cable(
+            plan.name, number, self.scheduler, rng, pace=self.pace, delay_ns=plan.delay_ns, rate_bps=plan.rate_bps
+        )
         for end in plan.ends:
             if end.switch:
                 self._switches[end.switch].attach(cable)
@@ -247,8 +254,9 @@ class SimWorld:
         return self.scheduler.trace_hash()
 
     def details(self) -> Mapping[str, object]:
-        """How much was simulated."""
-        return {"events": self.scheduler.events, "virtual_ms": self.scheduler.now / MILLISECOND}
+        """How much was simulated, and how fast the hardware was."""
+        pace = asdict(self.pace)
+        return {"events": self.scheduler.events, "virtual_ms": self.scheduler.now / MILLISECOND, "pace": pace}
 
     def logs(self) -> Mapping[str, Path]:
         """None."""

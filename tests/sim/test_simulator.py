@@ -10,11 +10,14 @@ from emul.memory import Memory
 from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
 from lab.plan import PortPlan
 from lab.sim.adapter import SimAdapter
-from lab.sim.cable import CARRIER_JITTER_NS, CARRIER_NOTICE_NS, DELAY_NS, JITTER_NS, Cable, Switch
+from lab.sim.cable import CARRIER_JITTER_NS, CARRIER_NOTICE_NS, Cable, Switch
+from lab.sim.pace import CABLE_LONGEST_NS, CABLE_SHORTEST_NS, Pace
 from lab.sim.scheduler import Priority, Scheduler, What
 from lab.sim.streams import Streams
 
-LONGEST_NS = DELAY_NS + JITTER_NS
+PACE = Pace()
+DELAY_NS = PACE.cable_ns
+LONGEST_NS = PACE.cable_ns + PACE.cable_jitter_ns
 
 
 class Station:
@@ -39,7 +42,7 @@ class Station:
 
 def cabled(seed: int = 1) -> tuple[Scheduler, Cable, Station, Station]:
     scheduler = Scheduler()
-    cable = Cable("ic0", 0, scheduler, random.Random(seed), delay_ns=0, rate_bps=None)
+    cable = Cable("ic0", 0, scheduler, random.Random(seed), pace=PACE)
     ends = Station("a", scheduler), Station("b", scheduler)
     for end in ends:
         cable.plug(end)
@@ -67,6 +70,12 @@ def test_a_stream_depends_on_seed_and_name_alone() -> None:
     assert one.stream("cable/ic0").random() == first
     assert Streams(8).stream("cable/ic0").random() != first
     assert one.stream("cable/ic1").random() != first
+
+
+def test_the_pace_of_seeds_covers_short_and_long_cables() -> None:
+    delays = sorted(Pace.drawn(Streams(seed).stream("pace")).cable_ns for seed in range(100))
+    assert CABLE_SHORTEST_NS <= delays[0] < 2 * CABLE_SHORTEST_NS
+    assert CABLE_LONGEST_NS / 2 < delays[-1] <= CABLE_LONGEST_NS
 
 
 def test_the_trace_tells_times_and_details_apart() -> None:
@@ -134,7 +143,7 @@ def test_a_blackhole_takes_one_direction_and_leaves_the_carrier() -> None:
 
 def test_a_slow_cable_takes_as_long_as_its_rate_says() -> None:
     scheduler = Scheduler()
-    cable = Cable("ic0", 0, scheduler, random.Random(1), delay_ns=MILLISECOND, rate_bps=8_000_000)
+    cable = Cable("ic0", 0, scheduler, random.Random(1), pace=PACE, delay_ns=MILLISECOND, rate_bps=8_000_000)
     a, b = Station("a", scheduler), Station("b", scheduler)
     cable.plug(a)
     cable.plug(b)
@@ -148,7 +157,7 @@ def test_a_switch_sends_a_frame_where_its_address_is_and_broadcasts_everywhere_e
     switch = Switch("left", scheduler)
     stations = []
     for number, name in enumerate("abc"):
-        cable = Cable(name, number, scheduler, random.Random(number), delay_ns=0, rate_bps=None)
+        cable = Cable(name, number, scheduler, random.Random(number), pace=PACE)
         station = Station(name, scheduler)
         cable.plug(station)
         switch.attach(cable)
@@ -176,7 +185,7 @@ def card(scheduler: Scheduler, node: str, number: int, woken: list[str]) -> SimA
 
 def test_real_cards_find_each_other_over_the_cable_and_a_dead_one_is_silent() -> None:
     scheduler, woken = Scheduler(), list[str]()
-    cable = Cable("ic0", 0, scheduler, random.Random(1), delay_ns=0, rate_bps=None)
+    cable = Cable("ic0", 0, scheduler, random.Random(1), pace=PACE)
     a, b = card(scheduler, "a", 1, woken), card(scheduler, "b", 2, woken)
     for adapter in (a, b):
         adapter.cable = cable
