@@ -1,10 +1,11 @@
 """The history: what outsiders of a node saw, in the order in which it happened.
 
-A host process writes here before it tells a client, into a file that the lab owns and that the host has mapped; what was
-written stays when the host is killed between two instructions. Knows the layout of a record and nothing of who checks it.
+A host process writes here before it tells a client, into a file that the lab owns and that the host has mapped; what
+was written stays when the host is killed between two instructions. Knows the layout of a record and nothing of who
+checks it.
 
-Layout: 64 bytes of header, then records of 64 bytes, all little-endian. A record counts once its `stamp` (the last field,
-written last) is its index + 1, so that a record cut short by SIGKILL is not there at all.
+Layout: 64 bytes of header, then records of 64 bytes, all little-endian. A record counts once its `stamp` (the last
+field, written last) is its index + 1, so that a record cut short by SIGKILL is not there at all.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class Kind(IntEnum):
     REPLAYED = 10
     """`length` unconfirmed requests of `client` were posted again on path `extra`."""
     PARTNER_STATUS = 11
-    """This node read its partner's boot status by RDMA and found stage `extra`, incarnation `sequence` (on change only)."""
+    """This node read its partner's boot status by RDMA and found stage `extra`, incarnation `sequence` (on change
+    only).
+    """
     SESSION_CLOSED = 12
     """`client` was told that its session with `partner` is closed, orderly."""
     DELIVERED = 13
@@ -85,7 +88,8 @@ class Entry:
 
 
 class HistoryWriter:
-    """Appends to a mapped history. One writer at a time; a later incarnation of the same host goes on where it ended."""
+    """Appends to a mapped history. One writer at a time; a later incarnation of the same host goes on where it ended.
+    """
 
     __slots__ = ("_buffer", "_capacity", "_count")
 
@@ -126,7 +130,7 @@ def count_entries(buffer: memoryview) -> int:
     low, high = 0, (len(buffer) - HEADER_BYTES) // RECORD_BYTES
     while low < high:
         middle = (low + high) // 2
-        stamp = int.from_bytes(buffer[HEADER_BYTES + middle * RECORD_BYTES + 56 :][:8], "little")
+        stamp = _stamp(buffer, HEADER_BYTES + middle * RECORD_BYTES)
         low, high = (middle + 1, high) if stamp == middle + 1 else (low, middle)
     return low
 
@@ -135,12 +139,18 @@ def read_entries(buffer: memoryview, start: int = 0) -> Iterator[Entry]:
     """The records from index `start` on, as far as they are whole now."""
     index, capacity = start, (len(buffer) - HEADER_BYTES) // RECORD_BYTES
     while index < capacity:
-        at, kind, node, partner, client, incarnation, epoch, sequence, offset, length, digest, extra, stamp = (
-            _RECORD.unpack_from(buffer, HEADER_BYTES + index * RECORD_BYTES)
-        )
-        if stamp != index + 1:
+        start_of_record = HEADER_BYTES + index * RECORD_BYTES
+        # The stamp first: read last, it could vouch for fields that were read before they were written.
+        if _stamp(buffer, start_of_record) != index + 1:
             return
+        at, kind, node, partner, client, incarnation, epoch, sequence, offset, length, digest, extra, _ = (
+            _RECORD.unpack_from(buffer, start_of_record)
+        )
         yield Entry(
             Instant(at), Kind(kind), node, partner, client, incarnation, epoch, sequence, offset, length, digest, extra
         )
         index += 1
+
+
+def _stamp(buffer: memoryview, start_of_record: int) -> int:
+    return int.from_bytes(buffer[start_of_record + RECORD_BYTES - 8 : start_of_record + RECORD_BYTES], "little")

@@ -2,8 +2,8 @@
 
 Each ring has one producer and one consumer, which run in different processes and look at the same bytes; the simulator
 lets both look at a bytearray. Python has no memory barriers, so an entry counts only once its stamp (its running
-number, written as its last word and read before all others: who read it last could take the old fields of an entry with its
-new stamp) is there, and whoever sleeps looks again after a bounded time. An adapter reads these
+number, written as its last word and read before all others: who read it last could take the old fields of an entry with
+its new stamp) is there, and whoever sleeps looks again after a bounded time. An adapter reads these
 bytes as hostile input: whatever a host wrote, an index stays inside its ring and a length inside 32 bits.
 
 Layouts, little-endian; every ring begins with a header of 64 bytes:
