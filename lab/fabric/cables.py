@@ -25,7 +25,7 @@ DEAD_END, BLACKHOLE, INJECTOR, JOIN = 1, 2, 3, 10
 """Priorities of the redirects: the far end is cut; the direction is silenced; armed; the joint itself."""
 _GROUP = 77
 """Interface group of the inner ends, which one message brings up."""
-_SINK = 10
+_SINK, _SINK_MTU = 10, 65_535
 _FIRST_SWITCH, _FIRST_CABLE, _FIRST_INJECTOR = 100, 2_000, 40_000
 _OUTER_INDEX_OFFSET = 100_000
 """Outer ends get high indices: in a container's namespace low ones may be taken."""
@@ -77,15 +77,12 @@ class Cabling:
     mtu: int
     _cables: dict[str, _Cable] = field(default_factory=dict)
     _injector_ports: int = 0
+    _has_sink: bool = False
 
     def build(self, switches: Sequence[str], cables: Sequence[Mapping[str, Any]]) -> None:
-        """Makes switches, cables and the sink, all up and joined. Raises NetlinkError."""
+        """Makes switches and cables, all up and joined. Raises NetlinkError."""
         bridges = {name: _FIRST_SWITCH + number for number, name in enumerate(switches)}
-        requests = [
-            netlink.plain_veth(
-                index=_SINK, name="sink", mtu=65_535, peer_index=_SINK + 1, peer_name="sink-drain", group=_GROUP
-            )
-        ]
+        requests: list[Request] = []
         labels: list[Request] = []
         for name, index in bridges.items():
             requests.append(
@@ -140,6 +137,7 @@ class Cabling:
         return self._set_cut(cable, end, cut=False)
 
     def _set_cut(self, cable: str, end: str | None, *, cut: bool) -> int:
+        self._need_sink()
         ends = self._cables[cable].ends
         changed = [mine for mine in ends if mine.cut != cut and _is(mine, end)]
         for mine in changed:
@@ -160,6 +158,7 @@ class Cabling:
 
     def blackhole(self, cable: str, source: str | None = None) -> int:
         """Frames from `source` (None: both ends) vanish in the cable, the carrier stays; the moment in ns."""
+        self._need_sink()
         requests: list[Request] = []
         for end in self._cables[cable].ends:
             if _is(end, source) and not end.silenced:
@@ -226,6 +225,15 @@ class Cabling:
                 end.armed = False
                 requests.append(netlink.remove_redirect(end.index, INJECTOR))
         return self._now_apply(requests)
+
+    def _need_sink(self) -> None:
+        """Makes the interface where frames vanish, at the first fault that needs it: its far end is read by nobody."""
+        if not self._has_sink:
+            made = netlink.plain_veth(
+                index=_SINK, name="sink", mtu=_SINK_MTU, peer_index=_SINK + 1, peer_name="sink-drain", group=_GROUP
+            )
+            self.netlink.apply([made, netlink.set_up(_SINK + 1, up=True)])
+            self._has_sink = True
 
     def describe(self) -> list[dict[str, object]]:
         """Each cable's ends and state, for people and JSON."""

@@ -28,7 +28,6 @@ _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 
 _NETWORK_SETTINGS = (
     ("net/ipv6/conf/default/disable_ipv6", b"1"),
-    ("net/ipv6/conf/all/disable_ipv6", b"1"),
     ("net/ipv4/ip_forward", b"0"),
 )
 """Written to each new network namespace before it has interfaces. IPv4 settings are otherwise inherited from the first
@@ -82,8 +81,8 @@ def may_make_namespaces() -> bool:
 def enter_user_namespace(*, mapped: bool = True) -> None:
     """Moves this process into a new user namespace in which it is root: only its own user and group are mapped.
 
-    Not `mapped` it is nobody there, with all privileges all the same. Raises MachineError where the machine does not let
-    users make such namespaces.
+    Not `mapped` it is nobody there, with all privileges all the same. Raises MachineError where the machine does not
+    let users make such namespaces.
     """
     uid, gid = os.geteuid(), os.getegid()
     try:
@@ -158,8 +157,13 @@ def prepare_network() -> None:
     for name, value in _NETWORK_SETTINGS:
         with suppress(FileNotFoundError):  # a kernel without IPv6
             _write(f"/proc/sys/{name}", value)
+    bring_up("lo")
+
+
+def bring_up(interface: str) -> None:
+    """Sets one interface of the calling thread's network namespace up. Raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as request:
-        fcntl.ioctl(request, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
+        fcntl.ioctl(request, _SIOCSIFFLAGS, struct.pack("16sH14x", interface.encode(), _IFF_UP))
 
 
 def _write(path: str, value: bytes) -> None:

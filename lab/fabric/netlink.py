@@ -66,6 +66,7 @@ class _Template:
             self._offsets[name] = (encoded.index(mark), form)
 
     def fill(self, **figures: int | bytes) -> bytearray:
+        """A copy with these figures; all marks have to get one."""
         data = bytearray(self._encoded)
         for name, (offset, form) in self._offsets.items():
             form.pack_into(data, offset, figures[name])

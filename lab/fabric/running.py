@@ -76,10 +76,13 @@ class RunningLab:
         namespaces.setns(self._own_namespace, namespaces.CLONE_NEWNET)
 
     def _make_cables(self) -> None:
+        from lab.fabric.lean_import import import_with_parts_of
+
+        import_with_parts_of("pyroute2", "lab.fabric.netlink")
         from lab.fabric.cables import Cabling
         from lab.fabric.netlink import Netlink, NetlinkError
 
-        link: Netlink = Netlink()
+        link = Netlink()
         self._cabling = Cabling(link, self._namespaces, self._spec["mtu"])
         try:
             self._cabling.build(self._spec["switches"], self._spec["cables"])

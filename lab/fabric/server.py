@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import selectors
 import shutil
 import signal
@@ -132,6 +133,9 @@ def main() -> None:
         return
     except ChannelClosedError:
         return
+    # A node takes a few descriptors here, and one for each of its processes in the spawner.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     pid = os.fork()
     if pid != 0:
         with suppress(ChannelClosedError):
