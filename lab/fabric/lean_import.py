@@ -1,9 +1,9 @@
 """Imports parts of a package without all the rest that its `__init__` would bring.
 
-`import pyroute2` loads nftables, WireGuard, DHCP, a database of network objects and more: 90 ms and 33 MB, where the
-`import pyroute2` loads nftables, WireGuard, DHCP, a database of network objects and more: 90 ms and 33 MB, where its
-encoders of rtnetlink messages take a third of the time and half of the memory. Each lab would pay that at its start.
+`import pyroute2` loads nftables, WireGuard, DHCP, a database of network objects and more: 90 ms and 33 MB. The encoders
+of rtnetlink messages alone take a third of the time and half of the memory, and each lab would pay that at its start.
 For processes of ours alone: elsewhere somebody may want the whole package.
+"""
 
 from __future__ import annotations
 
