@@ -1,1 +1,1 @@
-"""The cluster connection manager: opens, maintains and closes the communication of a node's clients with its partners."""
+"""The cluster connection manager: opens, maintains and closes what a node's clients have with its partners."""

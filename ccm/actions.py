@@ -43,7 +43,9 @@ class ReadSeen:
 
 @dataclass(frozen=True, slots=True)
 class WriteRecord:
-    """Put a record into our outbox and RDMA WRITE it into our inbox at the partner, over `path`: RecordWritten follows."""
+    """Put a record into our outbox and RDMA WRITE it into our inbox at the partner, over `path`: RecordWritten
+    follows.
+    """
 
     partner: int
     path: int
@@ -112,7 +114,9 @@ class HoldPath:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Send virtual interface `vi` of a session over `path` from now on; unconfirmed work held is posted there, in order."""
+    """Send virtual interface `vi` of a session over `path` from now on; unconfirmed work held is posted there, in
+    order.
+    """
 
     partner: int
     client: int
@@ -231,7 +235,7 @@ class NoteRefused:
 
 
 Action = (
-    ConnectPeer | DisconnectPeer | ReadStatus | ReadSeen | WriteRecord | ReadInbox | RequestFence | OpenLanes | ConnectLanes
-    | CloseLanes | HoldPath | Route | Move | RememberEpoch | AlertReady | AlertError | AlertClosed | TellPartnerStatus
+    ConnectPeer | DisconnectPeer | ReadStatus | ReadSeen | WriteRecord | ReadInbox | RequestFence | OpenLanes
+    | ConnectLanes | CloseLanes | HoldPath | Route | Move | RememberEpoch | AlertReady | AlertError | AlertClosed | TellPartnerStatus
     | NoteStep | NotePathUp | NotePathDown | NotePathFenced | NoteRefused
 )  # fmt: skip

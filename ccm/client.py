@@ -1,8 +1,8 @@
 """What users of the manager implement, and what they get: `Client`, its sessions, and the memory that they share.
 
-A client says what it needs towards each partner and is told when a session is ready, broken or closed; it never connects,
-repairs or chooses a path. All callbacks run in the host's one thread and must not block; an exception in one of them is
-logged and counted, and harms nobody else. See docs/writing-a-client.md for a worked example.
+A client says what it needs towards each partner and is told when a session is ready, broken or closed; it never
+connects, repairs or chooses a path. All callbacks run in the host's one thread and must not block; an exception in one
+of them is logged and counted, and harms nobody else. See docs/writing-a-client.md for a worked example.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class Session:
         return self.streams[vi].write(source_offset, length, target_offset) if self.alive else 0
 
     def send(self, data: bytes, vi: int = 0) -> int:
-        """Sends a message of at most `needs.message_bytes`; the sequence, or 0 as for `write`. ValueError when too long."""
+        """Sends a message of at most `needs.message_bytes`; the sequence, or 0 as for `write`. ValueError when too
+        long.
+        """
         if len(data) > self.needs.message_bytes:
             raise ValueError(f"message of {len(data)} bytes, at most {self.needs.message_bytes} were agreed")
         return self.streams[vi].send(data) if self.alive else 0
@@ -81,7 +83,9 @@ class Session:
         return sum(len(stream.entries) for stream in self.streams)
 
     def close(self) -> None:
-        """Closes orderly: both sides get `on_closed`. What is unconfirmed is given up; wait for it before, if it matters."""
+        """Closes orderly: both sides get `on_closed`. What is unconfirmed is given up; wait for it before, if it
+        matters.
+        """
         self._close()
 
 
@@ -112,7 +116,7 @@ class Client(ABC):
         """A message of the partner's: each once, in order."""
 
     def on_error(self, session: Session, reason: Reason, now: Instant) -> None:
-        """The epoch is broken: what is unconfirmed may or may not have arrived. The manager re-establishes by itself."""
+        """The epoch is broken: what is unconfirmed may have arrived or not. The manager re-establishes by itself."""
 
     def on_closed(self, session: Session, reason: Reason, now: Instant) -> None:
         """The session was closed orderly, by this side or the partner's."""

@@ -1,9 +1,9 @@
 """The driver: carries out what the manager wants with the verbs, and turns what happens into the manager's events.
 
-The only part of `ccm` that touches adapters and clients. One thread, never blocking but for slow verbs, which answer within
-a fraction of a millisecond. Work of clients does not pass through the manager: sessions post on their lanes directly, and
-the manager learns that a path lives. What gives something back (closing queue pairs of a lost path) waits until the replay
-is under way, but never past the next thing that the partner is told.
+The only part of `ccm` that touches adapters and clients. One thread, never blocking but for slow verbs, which answer
+within a fraction of a millisecond. Work of clients does not pass through the manager: sessions post on their lanes
+directly, and the manager learns that a path lives. What gives something back (closing queue pairs of a lost path)
+waits until the replay is under way, but never past the next thing that the partner is told.
 """
 
 from __future__ import annotations
@@ -497,7 +497,14 @@ class Driver:
         self._lanes[key] = lanes
         self._tell(
             ev.LanesOpened(
-                action.partner, action.path, action.client, action.epoch, entry.vis, entry.rkey, entry.address, entry.length
+                action.partner,
+                action.path,
+                action.client,
+                action.epoch,
+                entry.vis,
+                entry.rkey,
+                entry.address,
+                entry.length,
             )
         )
 
@@ -540,7 +547,12 @@ class Driver:
         waiting = len(stream.entries) if stream.lane is None and stream.former is None else 0
         if waiting:
             self._note(
-                Kind.REPLAYED, action.partner, action.client, epoch=lanes.session.epoch, length=waiting, extra=action.path
+                Kind.REPLAYED,
+                action.partner,
+                action.client,
+                epoch=lanes.session.epoch,
+                length=waiting,
+                extra=action.path,
             )
         self._post(lanes, lambda: stream.route(lanes.vis[action.vi]))
 
@@ -655,7 +667,9 @@ class Driver:
             self._call(client, lambda client=client: client.on_partner_status(partner, status, self.now))  # type: ignore[misc]
 
     def _note_step(self, action: ac.NoteStep) -> None:
-        self._note(Kind.HANDSHAKE_STEP, action.partner, offset=action.path, extra=action.step, sequence=action.incarnation)
+        self._note(
+            Kind.HANDSHAKE_STEP, action.partner, offset=action.path, extra=action.step, sequence=action.incarnation
+        )
 
     def _note_path_up(self, action: ac.NotePathUp) -> None:
         self._note(Kind.PATH_UP, action.partner, extra=action.path)
@@ -679,7 +693,18 @@ class Driver:
     ) -> None:  # fmt: skip
         number = self.config.client_ids[self._clients[client].name] if client else 0
         self._history.note(
-            self.now, kind, self.config.node_id, partner, number, self.incarnation, epoch, sequence, offset, length, 0, extra
+            self.now,
+            kind,
+            self.config.node_id,
+            partner,
+            number,
+            self.incarnation,
+            epoch,
+            sequence,
+            offset,
+            length,
+            0,
+            extra,
         )
 
 

@@ -1,4 +1,6 @@
-"""What happens to a manager: frozen values in the past tense, made by the driver, taken by `ccm.manager.Manager.handle`."""
+"""What happens to a manager: frozen values in the past tense, made by the driver, taken by
+`ccm.manager.Manager.handle`.
+"""
 
 from __future__ import annotations
 
@@ -175,7 +177,9 @@ class LanesFailed:
 
 @dataclass(frozen=True, slots=True)
 class ViFailed:
-    """A request on a virtual interface ended in error. `path_suspected`: the status (retries exhausted) may be the path's."""
+    """A request on a virtual interface ended in error. `path_suspected`: the status (retries exhausted) may be the
+    path's.
+    """
 
     partner: int
     path: int

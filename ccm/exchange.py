@@ -1,16 +1,16 @@
 """The exchange records: what two managers tell each other through RDMA alone.
 
-Each node keeps, for each partner, an inbox that the partner writes and an outbox that it reads, 16 KiB each, with the same
-layout. A record lives in a slot at a fixed offset; writing it again overwrites it, so that the state of a node is what its
-slots say, and a repeated or late write does no harm. The dataclasses below are the only definition of the layout: codec,
-slot sizes and `describe()` (the table in docs/exchange-records.md) come from their fields.
+Each node keeps, for each partner, an inbox that the partner writes and an outbox that it reads, 16 KiB each, with the
+same layout. A record lives in a slot at a fixed offset; writing it again overwrites it, so that the state of a node is
+what its slots say, and a repeated or late write does no harm. The dataclasses below are the only definition of the
+layout: codec, slot sizes and `describe()` (the table in docs/exchange-records.md) come from their fields.
 
 Another node's memory is hostile input: `parse_record` gives a record, nothing (an empty slot), or a refusal with its
 reason. Knows bytes and ranges; what a record means is known by the machines that send and receive it.
 
-Every record begins with the same header, little-endian: magic, version, kind, length, checksum (CRC-32 of the record with
-this field zero), writer's incarnation, the partner's incarnation as the writer read it, sequence, writer's node id, index
-(path number, where a slot is by path).
+Every record begins with the same header, little-endian: magic, version, kind, length, checksum (CRC-32 of the record
+with this field zero), writer's incarnation, the partner's incarnation as the writer read it, sequence, writer's node
+id, index (path number, where a slot is by path).
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ class RecordKind(IntEnum):
     PATH = 5
 
 
-def wire(form: str, doc: str, *, most: int | None = None, least: int = 0) -> Any:
+def wire(form: str, doc: str, *, most: int | None = None, least: int = 0) -> Any:  # noqa: ANN401 - as dataclasses.field
     """A field of a record: `form` as in `struct`, allowed range `least` ... `most`."""
     return dataclasses.field(metadata={"form": form, "doc": doc, "most": most, "least": least})
 
 
-def text(length: int, doc: str) -> Any:
+def text(length: int, doc: str) -> Any:  # noqa: ANN401
     """A field of UTF-8 text, `length` bytes, padded with zeros."""
     return dataclasses.field(metadata={"form": f"{length}s", "doc": doc, "text": True})
 
 
-def repeated(item: type, doc: str, *, most: int) -> Any:
+def repeated(item: type, doc: str, *, most: int) -> Any:  # noqa: ANN401
     """A field of up to `most` items, with their number (u16) before them."""
     return dataclasses.field(metadata={"item": item, "doc": doc, "most": most})
 
@@ -306,7 +306,9 @@ def parse_record(data: bytes | memoryview, kind: RecordKind, index: int = 0) -> 
     view = memoryview(data)
     if len(view) < HEADER_BYTES:
         return Refusal(f"{len(view)} bytes, a header alone has {HEADER_BYTES}")
-    magic, version, got_kind, length, checksum, writer, partner, sequence, node, got_index, zero = _HEADER.unpack_from(view)
+    magic, version, got_kind, length, checksum, writer, partner, sequence, node, got_index, zero = _HEADER.unpack_from(
+        view
+    )
     if not magic and not length:
         return None
     if magic != MAGIC:
@@ -353,7 +355,9 @@ def _describe_fields(body: type) -> list[str]:
         meta = field.metadata
         if "item" in meta:
             nested.append(meta["item"])
-            lines.append(f"| {field.name} | u16 + items | 0 ... {meta['most']} | {meta['item'].__name__}, {meta['doc']} |")
+            lines.append(
+                f"| {field.name} | u16 + items | 0 ... {meta['most']} | {meta['item'].__name__}, {meta['doc']} |"
+            )
             continue
         width = struct.calcsize("<" + meta["form"])
         form = f"text {width}" if "text" in meta else f"u{8 * width}"

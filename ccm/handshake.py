@@ -5,9 +5,10 @@
     read 2    the partner's own SEEN record: does it say "I, incarnation B, have read your incarnation A"
     write 2   SEEN again: "I know that you have read mine"
 
-The flag is the pair of incarnations in the record's header, and the gate of read 2 compares both: a flag left by an older
-incarnation of either side opens nothing. Both sides run the same steps; a step may be repeated at any time, since each
-writes the same bytes to the same place. The machine decides what to do next; reading, writing and polling are its user's.
+The flag is the pair of incarnations in the record's header, and the gate of read 2 compares both: a flag left by an
+older incarnation of either side opens nothing. Both sides run the same steps; a step may be repeated at any time,
+since each writes the same bytes to the same place. The machine decides what to do next; reading, writing and polling
+are its user's.
 """
 
 from __future__ import annotations

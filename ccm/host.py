@@ -1,7 +1,8 @@
 """A node's host: boot stages, clients, the manager with its driver, control requests. Never blocks.
 
-The real loop (`ccm.process`) and the simulator both run it: they wake it when something waits or `next_deadline` has come.
-The manager starts with the host, in boot stage LOADER; the clients follow in stage KERNEL, the storage OS later still.
+The real loop (`ccm.process`) and the simulator both run it: they wake it when something waits or `next_deadline` has
+come. The manager starts with the host, in boot stage LOADER; the clients follow in stage KERNEL, the storage OS later
+still.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ccm.client import Client
+from ccm.client import Client, Partner
 from ccm.clients.echo import Echo
 from ccm.clients.failover_monitor import FailoverMonitor
 from ccm.clients.nvram_mirror import NvramMirror
@@ -19,7 +20,7 @@ from ccm.workload import Workload, WorkloadError
 from emul.clock import MILLISECOND, Instant, earliest
 from emul.errors import RDMAError
 from emul.memory import Memory
-from emul.node_memory import NodeMemory, Stage
+from emul.node_memory import BootStatus, NodeMemory, Stage
 from emul.verbs import Context
 
 BEAT_NS = 5 * MILLISECOND
@@ -152,9 +153,10 @@ class Host:
                 raise ValueError(f"unknown client {name!r}, expected one of {', '.join(CLIENT_IDS)}")
         return {client.name: client for client in [*made, *more]}
 
-    def _report_partner(self, partner: Any, word: str, status: Any) -> None:
+    def _report_partner(self, partner: Partner, word: str, status: BootStatus) -> None:
         self._log(
-            "monitor", {"partner": partner.name, "news": word, "stage": status.stage.name, "heartbeat": status.heartbeat}
+            "monitor",
+            {"partner": partner.name, "news": word, "stage": status.stage.name, "heartbeat": status.heartbeat},
         )
 
     def _driver_config(self) -> DriverConfig:

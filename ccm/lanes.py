@@ -1,7 +1,7 @@
 """The virtual interfaces and memory regions of one session on one path, made with the verbs.
 
-Driver's half of `ccm.pairing.Lane`: opens, connects, posts, takes completions, closes. Completions of a stream's requests
-go to its ledger and its client; everything else is reported to the driver.
+Driver's half of `ccm.pairing.Lane`: opens, connects, posts, takes completions, closes. Completions of a stream's
+requests go to its ledger and its client; everything else is reported to the driver.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ from emul.vocabulary import (
 )  # fmt: skip
 
 VI_TIMEOUT = 13
-"""4.096 us x 2^13 = 34 ms; with seven retries the adapter gives up after 268 ms. Silence is noticed by probes long before."""
+"""4.096 us x 2^13 = 34 ms; with seven retries the adapter gives up after 268 ms. Silence is noticed by probes long
+before.
+"""
 VI_RETRIES = 7
 VI_RNR_RETRIES = 6
 """7 would be for ever, and a dead host never posts a receive."""
@@ -74,7 +76,7 @@ class LaneOwner(Protocol):
 class ViLane:
     """One virtual interface (`ccm.stream.Lane`)."""
 
-    __slots__ = ("_client", "_index", "_lanes", "_receives", "_send_slots", "_sent", "_stream", "lkey", "post_write", "psn", "qp", "rkey", "source", "target")  # fmt: skip  # noqa: E501
+    __slots__ = ("_client", "_index", "_lanes", "_receives", "_send_slots", "_stream", "lkey", "post_write", "psn", "qp", "rkey", "source", "target")  # fmt: skip  # noqa: E501
 
     def __init__(self, lanes: Lanes, index: int, qp: QP, psn: int) -> None:
         self._lanes = lanes
@@ -90,10 +92,9 @@ class ViLane:
         self.rkey = 0
         self._receives: list[RecvWR] = []
         self._send_slots = 0
-        self._sent = 0
 
     def prepare_messages(self, base: int, depth: int) -> None:
-        """Posts the receives; buffers are `depth` send slots from `base` of the message region on, then the receives."""
+        """Posts the receives. From `base` of the message region on: `depth` send slots, then the receive buffers."""
         mr, size = self._lanes.message_mr, self._lanes.message_stride
         assert mr is not None
         self._send_slots = base
@@ -125,6 +126,8 @@ class ViLane:
         lanes, stream = self._lanes, self._stream
         lanes.life.at = now
         if stream.confirm(self, completion.wr_id) is None:
+            if stream.lane is self:
+                lanes.fail(WCStatus.FATAL_ERR, now)  # out of order: an adapter that can't be trusted
             return
         try:
             self._client.on_completed(lanes.session, completion.wr_id, now)
@@ -168,9 +171,16 @@ class Lanes:
         """A queue pair is in error, or about to be destroyed."""
 
     def open(
-        self, needs: Needs, source: Region | None, exposed: Region | None, fence: tuple[int, int], psn: Callable[[], int]
+        self,
+        needs: Needs,
+        source: Region | None,
+        exposed: Region | None,
+        fence: tuple[int, int],
+        psn: Callable[[], int],
     ) -> LaneEntry:
-        """Makes regions and queue pairs, tagged with `fence` (slot, epoch). Raises RDMAError; what was made is given back."""
+        """Makes regions and queue pairs, tagged with `fence` (slot, epoch). Raises RDMAError; what was made is given
+        back.
+        """
         self.fence_epoch = fence[1]
         try:
             self._open_regions(needs, source, exposed)
@@ -255,7 +265,10 @@ class Lanes:
         self.port.handlers[qp.qp_num] = vi.on_completion
         qp.modify(
             QPAttr(
-                qp_state=QPState.INIT, qp_access_flags=AccessFlags.REMOTE_WRITE, fence_slot=fence[0], fence_epoch=fence[1]
+                qp_state=QPState.INIT,
+                qp_access_flags=AccessFlags.REMOTE_WRITE,
+                fence_slot=fence[0],
+                fence_epoch=fence[1],
             )
         )
         if self.message_mr is not None:

@@ -1,10 +1,11 @@
 """Is a path alive: one-sided reads of the partner's status page, and limits that adapt to what was seen.
 
 A probe is an RDMA READ, so the partner's adapter answers it whether its host runs or not. One probe is under way at a
-time, about every PROBE_INTERVAL_NS. A path is silent when a probe has been under way and nothing at all has come back on
-the path for its limit: the larger of a floor and several times the worst round trip seen lately, since on a loaded machine
-any wake-up may take milliseconds. The time during which our own process was not run is credited: our late timer is not
-the partner's silence. The last living path gets a longer limit, because nothing would be won by giving it up.
+time, about every PROBE_INTERVAL_NS. A path is silent when a probe has been under way and nothing at all has come back
+on the path for its limit: the larger of a floor and several times the worst round trip seen lately, since on a loaded
+machine any wake-up may take milliseconds. The time during which our own process was not run is credited: our late
+timer is not the partner's silence. The last living path gets a longer limit, because nothing would be won by giving it
+up.
 """
 
 from __future__ import annotations

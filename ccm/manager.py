@@ -1,7 +1,7 @@
 """The cluster connection manager of one node: routes events to the partner that they are about, and decides nothing.
 
-Events in, lists of actions out; time is given by the caller. The driver executes the actions in their order. Equal events
-at equal times give equal actions.
+Events in, lists of actions out; time is given by the caller. The driver executes the actions in their order. Equal
+events at equal times give equal actions.
 """
 
 from __future__ import annotations

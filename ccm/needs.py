@@ -1,7 +1,7 @@
 """What a client needs of its sessions, and the set of all needs that two managers compare (R5).
 
-Values only. Both sides put the needs of their clients towards each other into a manifest; a session opens where both have
-the client and ask for the same, and nothing is ready before both hold the same two manifests.
+Values only. Both sides put the needs of their clients towards each other into a manifest; a session opens where both
+have the client and ask for the same, and nothing is ready before both hold the same two manifests.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ class Needs:
     version: int = 1
 
     def __post_init__(self) -> None:
-        for name, least, most in (("vis", 0, VIS_MAX), ("depth", 1, DEPTH_MAX), ("message_bytes", 0, MESSAGE_BYTES_MAX)):
+        for name, least, most in (
+            ("vis", 0, VIS_MAX),
+            ("depth", 1, DEPTH_MAX),
+            ("message_bytes", 0, MESSAGE_BYTES_MAX),
+        ):
             if not least <= getattr(self, name) <= most:
                 raise NeedsError(f"{name} is {getattr(self, name)}, expected {least} ... {most}")
         if self.exposed_bytes < 0 or self.service_class not in (0, 1):

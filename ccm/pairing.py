@@ -115,7 +115,13 @@ class Pairing:
         """Our record's body."""
         entries = tuple(
             LaneEntry(
-                client, lane.epoch, int(lane.connected), lane.entry.rkey, lane.entry.address, lane.entry.length, lane.vis
+                client,
+                lane.epoch,
+                int(lane.connected),
+                lane.entry.rkey,
+                lane.entry.address,
+                lane.entry.length,
+                lane.vis,
             )
             for client, lane in sorted(self.lanes.items())
             if lane.entry is not None

@@ -109,8 +109,8 @@ class Path:
     """State of one path; `index` is its number, `adapter` the local adapter's index."""
 
     __slots__ = (
-        "adapter", "carrier", "connect_by", "fence_attempts", "fence_epoch", "fence_number", "fence_retry_at", "fence_target",
-        "handshake", "hold_down_ns", "index", "liveness", "mtu", "pairing", "poll_at", "poll_posted", "reason",
+        "adapter", "carrier", "connect_by", "fence_attempts", "fence_epoch", "fence_number", "fence_retry_at",
+        "fence_target", "handshake", "hold_down_ns", "index", "liveness", "mtu", "pairing", "poll_at", "poll_posted", "reason",
         "retry_at", "retry_ns", "seen_sequence", "since", "state", "up_since",
     )  # fmt: skip
 

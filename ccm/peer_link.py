@@ -1,7 +1,7 @@
 """The well-known connection of one path, made with the verbs: driver's half of the peer connection.
 
-Connects to the partner's firmware and checks its proof (R11), reads status page and outbox, writes the inbox, sends fence
-requests. Reports values; what they mean is decided in `ccm.peering`.
+Connects to the partner's firmware and checks its proof (R11), reads status page and outbox, writes the inbox, sends
+fence requests. Reports values; what they mean is decided in `ccm.peering`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,12 @@ class PeerLink:
     """One connection, or the attempt at one. `tell` takes its events; after `close` there are none."""
 
     def __init__(
-        self, port: AdapterPort, identity: PeerIdentity, outbox: MR, rng: random.Random, tell: Callable[[ev.Event], None]
+        self,
+        port: AdapterPort,
+        identity: PeerIdentity,
+        outbox: MR,
+        rng: random.Random,
+        tell: Callable[[ev.Event], None],
     ) -> None:
         self._port = port
         self._me = identity
@@ -140,9 +145,7 @@ class PeerLink:
         event = ev.RecordWritten(me.partner, me.path, record.kind, record.index, record.sequence)
         wr_id = self._expect(lambda: self._tell(event))
         outbox = self._outbox
-        self.qp.post_write(
-            wr_id, outbox.buf + offset, length, outbox.lkey, reply.inbox_addr + offset, reply.inbox_rkey
-        )
+        self.qp.post_write(wr_id, outbox.buf + offset, length, outbox.lkey, reply.inbox_addr + offset, reply.inbox_rkey)
 
     def request_fence(self, path: int, epoch: int, number: int) -> None:
         """SENDs a fence request: FenceAnswered follows."""
@@ -157,11 +160,15 @@ class PeerLink:
     def on_completion(self, completion: WC, now: Instant) -> None:
         """One completion of this queue pair."""
         if completion.status is not WCStatus.SUCCESS:
-            self._fail(completion.status)
+            self._fail(completion.status.name)
         elif completion.opcode is WCOpcode.RECV:
             self._on_message(completion)
         else:
-            self._pending.pop(completion.wr_id)()
+            then = self._pending.pop(completion.wr_id, None)
+            if then is None:
+                self._fail(f"completion of request {completion.wr_id}, which is not under way")
+            else:
+                then()
 
     def silence(self) -> None:
         """Nothing more is told of this connection."""
@@ -199,10 +206,10 @@ class PeerLink:
             self._failed = True
             self._tell(ev.PeerRefused(self._me.partner, self._me.path, reason, text))
 
-    def _fail(self, status: WCStatus) -> None:
+    def _fail(self, text: str) -> None:
         if not self._failed:
             self._failed = True
-            self._tell(ev.PeerLost(self._me.partner, self._me.path, status.name))
+            self._tell(ev.PeerLost(self._me.partner, self._me.path, text))
 
     def _on_status(self) -> None:
         me = self._me

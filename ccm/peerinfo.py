@@ -1,7 +1,7 @@
 """Peer information: which protocol version and capabilities two managers use with each other (R4).
 
-Pure comparison of two INFO records. Without a common version the partner is refused, with the reason told to it in our own
-INFO record, so that both sides can say why.
+Pure comparison of two INFO records. Without a common version the partner is refused, with the reason told to it in our
+own INFO record, so that both sides can say why.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""All that is between this node and one partner: takes the partner's events, drives paths, handshake, exchange, sessions.
+"""All that is between this node and one partner: takes the partner's events, drives paths, handshake, exchange,
+sessions.
 
 Each path lives in `ccm.path`, each session in `ccm.session`; what is here is the order in which one follows from the
 other: connect, four steps, exchange, up; loss, fence, replay, rejoin. After an event that may have changed something
@@ -179,7 +180,9 @@ class Peering:
             self._restart_partner(event.incarnation, gone, now=now)
         if path.state is PathState.HANDSHAKE:
             path.poll_posted = False
-            if event.incarnation == self.partner_incarnation and path.handshake.on_status(event.stage, event.incarnation):
+            if event.incarnation == self.partner_incarnation and path.handshake.on_status(
+                event.stage, event.incarnation
+            ):
                 self._note_step(path, 1)
                 self._write_seen(path, 1)
             else:
@@ -273,7 +276,9 @@ class Peering:
         self.partner_stage = event.stage
 
     def _restart_partner(self, incarnation: int, gone: bool, *, now: Instant) -> None:
-        """The partner's host rebooted, or left: everything agreed with it is void; the connections to its firmware live on."""
+        """The partner's host rebooted, or left: everything agreed with it is void; the connections to its firmware
+        live on.
+        """
         first = self.partner_incarnation == 0
         self.partner_incarnation = incarnation
         self.agreement = None
@@ -303,11 +308,19 @@ class Peering:
             return
         if record.kind is RecordKind.SEEN:
             path = self.paths.get(record.index)
-            if path is not None and path.state is PathState.HANDSHAKE and not path.poll_posted and path.poll_at is not None:
+            if (
+                path is not None
+                and path.state is PathState.HANDSHAKE
+                and not path.poll_posted
+                and path.poll_at is not None
+            ):
                 self._poll(path)
             return
         key = (record.kind, record.index)
-        current = (record.writer_incarnation, record.partner_incarnation) == (self.partner_incarnation, self.incarnation)
+        current = (record.writer_incarnation, record.partner_incarnation) == (
+            self.partner_incarnation,
+            self.incarnation,
+        )
         if not current or record.sequence <= self._sequences.get(key, 0):
             return
         self._sequences[key] = record.sequence
@@ -370,7 +383,9 @@ class Peering:
                 mtu = min(path.mtu, pairing.partner.mtu)
                 self.out.append(ConnectLanes(self.partner, path.index, client, lane.epoch, remote, mtu))
             else:
-                self._count_refusal(path.index, Reason.NEEDS_DIFFER, f"{len(remote.vis)} VIs, {remote.length} bytes offered")
+                self._count_refusal(
+                    path.index, Reason.NEEDS_DIFFER, f"{len(remote.vis)} VIs, {remote.length} bytes offered"
+                )
         if path.state is PathState.EXCHANGE and pairing.mutual:
             path.take(Input.PAIRED, now=now)
             self.out.append(NotePathUp(self.partner, path.index))

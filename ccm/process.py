@@ -1,7 +1,8 @@
 """A host as a process of its own: one epoll loop around `ccm.host.Host`, its adapters' wake-ups and a control socket.
 
-Sleeps at most SLEEP_MAX_NS, so that a lost wake-up is a counted delay and never a hang. SIGTERM is an orderly exit: sessions
-are closed, partners told. Started by the lab's spawner with `main`, or as `python -m ccm.process CONFIG.json`.
+Sleeps at most SLEEP_MAX_NS, so that a lost wake-up is a counted delay and never a hang. SIGTERM is an orderly exit:
+sessions are closed, partners told. Started by the lab's spawner with `main`, or as `python -m ccm.process
+CONFIG.json`.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class HostProcess:
             self._turn()
 
     def close(self) -> None:
-        """Closes what the process opened; sessions and queue pairs are gone already, or stay for the next incarnation."""
+        """Closes what the process opened; queue pairs are gone already, or stay for the next incarnation."""
         for control in self._controls:
             control.close()
         self._listener.close()
@@ -154,7 +155,9 @@ class HostProcess:
         return self._open(index)
 
     def _watch_adapters(self) -> None:
-        """Waits on the adapters that are there now, and no longer on those that died (theirs would always be readable)."""
+        """Waits on the adapters that are there now, and no longer on those that died (theirs would always be
+        readable).
+        """
         for index, port in enumerate(self.host.driver.ports):
             watched = self._watched.get(index)
             alive = None if port is None or port.gone else port.context
@@ -207,7 +210,7 @@ class HostProcess:
             return {"error": "a request is a JSON object"}
         reply = self.host.control(request, Instant(time.monotonic_ns()))
         if request.get("op") == "resources":
-            reply |= {"fds": len(os.listdir("/proc/self/fd")), "threads": threading.active_count()}
+            reply |= {"fds": sum(1 for _ in Path("/proc/self/fd").iterdir()), "threads": threading.active_count()}
         return reply
 
     def _forget(self, control: socket.socket) -> None:
@@ -231,7 +234,7 @@ def main(config: dict[str, Any]) -> int:
     try:
         process = HostProcess(config)
     except DeviceGone as error:
-        print(f"host {config.get('node')}: {error}", file=sys.stderr)
+        sys.stderr.write(f"host {config.get('node')}: {error}\n")
         return 1
     try:
         process.run()

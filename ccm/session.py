@@ -4,9 +4,9 @@
                  ^           |           |         |
                  +-----------+-----------+---------+      broken: a higher epoch is proposed
 
-The epoch is the larger of both sides' proposals: each side publishes its own and takes over a higher one, so both arrive
-at the same number however their messages cross. A break proposes one more than the highest epoch that this node has ever
-agreed with the partner, which outlives reboots. Ledger and memory of a session are elsewhere (`ccm.stream`).
+The epoch is the larger of both sides' proposals: each side publishes its own and takes over a higher one, so both
+arrive at the same number however their messages cross. A break proposes one more than the highest epoch that this node
+has ever agreed with the partner, which outlives reboots. Ledger and memory of a session are elsewhere (`ccm.stream`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """All sessions with one partner: what the partner says of them, what follows, what is published.
 
-Level-triggered: `advance` compares each session with what is known (partner's epochs and phases, manifests, usable queue
-pairs) and takes each step that is due; called again without news it does nothing. Actions are appended to `out`.
+Level-triggered: `advance` compares each session with what is known (partner's epochs and phases, manifests, usable
+queue pairs) and takes each step that is due; called again without news it does nothing. Actions are appended to `out`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class SessionSet:
     # what clients and partner say
 
     def open(self, name: str, needs: Needs, *, now: Instant) -> None:
-        """A client wants a session, or wants it with other needs. Raises NeedsError where the whole set is impossible."""
+        """A client wants a session, or has other needs. Raises NeedsError where the whole set is impossible."""
         wanted = {session.name: session.needs for session in self.sessions.values()}
         manifest = build_manifest(wanted | {name: needs})
         self.manifest = manifest
@@ -268,9 +268,7 @@ class SessionSet:
             self._out.append(Route(self._partner, session.client, vi, path.index))
         session.alerted = True
         session.reason = Reason.NONE
-        self._out.append(
-            AlertReady(self._partner, session.client, session.name, session.epoch, session.needs.vis)
-        )
+        self._out.append(AlertReady(self._partner, session.client, session.name, session.epoch, session.needs.vis))
         return True
 
     def _follow(self, session: SessionCore, *, now: Instant) -> bool:
@@ -307,9 +305,7 @@ class SessionSet:
         session.close_by = None
         if session.alerted:
             session.alerted = False
-            self._out.append(
-                AlertClosed(self._partner, session.client, session.name, session.epoch, Reason.CLOSED)
-            )
+            self._out.append(AlertClosed(self._partner, session.client, session.name, session.epoch, Reason.CLOSED))
         self._drop_lanes(session)
 
     def _drop_lanes(self, session: SessionCore) -> None:

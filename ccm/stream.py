@@ -1,10 +1,10 @@
 """The work of one virtual interface: a ledger of what is unconfirmed, in order, and the lane that carries it.
 
-Everything a client hands over is in the ledger until its completion says so; a full ledger is back-pressure. When the path
-is lost the stream is held: work is taken and not posted. `route` posts all that is unconfirmed on another lane, in order;
-`move` does the same between living lanes, without posting anything twice. On the receiving side messages carry their
-sequence, so that one which arrived and was replayed all the same is delivered once, and one that overtook another on the
-way between two paths waits for it. Posts and confirms; opens nothing, knows no path.
+Everything a client hands over is in the ledger until its completion says so; a full ledger is back-pressure. When the
+path is lost the stream is held: work is taken and not posted. `route` posts all that is unconfirmed on another lane,
+in order; `move` does the same between living lanes, without posting anything twice. On the receiving side messages
+carry their sequence, so that one which arrived and was replayed all the same is delivered once, and one that overtook
+another on the way between two paths waits for it. Posts and confirms; opens nothing, knows no path.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Stream:
         self.next_sequence = 1
 
     def write(self, source_offset: int, length: int, target_offset: int) -> int:
-        """Mirrors `length` bytes of the source region into the partner's; gives the sequence, 0 when the ledger is full.
+        """Mirrors `length` bytes of the source region into the partner's; gives the sequence, 0 when the ledger is
+        full.
 
         Raises ValueError outside either region.
         """

@@ -28,7 +28,7 @@ Delivered = Callable[[Session, int, bytes, Instant], None]
 
 
 class Echo(Client):
-    """One echo client; `on_delivered` (session, sequence, message, now) is told of each message before it is answered."""
+    """One echo client; `on_delivered` (session, sequence, message, now) is told of a message before it is answered."""
 
     name = "echo"
 

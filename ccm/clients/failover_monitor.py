@@ -1,7 +1,7 @@
 """The failover monitor (C1, in its first form): watches partners' boot status and heartbeat, and reports what changes.
 
-Everything it knows was read by RDMA from the partner's status page, so it sees a host that hangs or boots as well as one
-that runs. It takes nothing over yet.
+Everything it knows was read by RDMA from the partner's status page, so it sees a host that hangs or boots as well as
+one that runs. It takes nothing over yet.
 """
 
 from __future__ import annotations

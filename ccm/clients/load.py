@@ -1,7 +1,7 @@
 """Load for a lab: closed-loop generators on the clients' sessions, their records, and what they measure.
 
-A generator keeps `depth` requests under way, at most `rate` a second, and notes in the history when each was submitted and
-committed, before it does anything else with that knowledge. Records describe themselves: header (magic, node id,
+A generator keeps `depth` requests under way, at most `rate` a second, and notes in the history when each was submitted
+and committed, before it does anything else with that knowledge. Records describe themselves: header (magic, node id,
 incarnation, sequence, length, CRC-32 of filler and header), then filler that depends on seed and sequence.
 """
 

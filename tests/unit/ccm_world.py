@@ -1,8 +1,8 @@
 """Two or more managers back to back on a virtual clock: a helper of the ccm tests.
 
-Executes the managers' actions on bytearrays: inboxes, outboxes, status pages and fence tables of each node. Operations take
-a seeded random time, so that different seeds give different interleavings. Cables can be cut (with a carrier event) or
-made silent, hosts crash and boot. Every action is kept in `log` with its time and node.
+Executes the managers' actions on bytearrays: inboxes, outboxes, status pages and fence tables of each node.
+Operations take a seeded random time, so that different seeds give different interleavings. Cables can be cut (with a
+carrier event) or made silent, hosts crash and boot. Every action is kept in `log` with its time and node.
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ from dataclasses import dataclass, field
 
 from ccm import actions as ac
 from ccm import events as ev
-from ccm.exchange import AREA_BYTES, SLOTS, Record, RecordKind, Refusal, ViAddress, emit_record, parse_record, slot_range
+from ccm.exchange import (
+    AREA_BYTES,
+    SLOTS,
+    Record,
+    RecordKind,
+    Refusal,
+    ViAddress,
+    emit_record,
+    parse_record,
+    slot_range,
+)
 from ccm.manager import Manager
 from ccm.needs import Needs
 from ccm.peering import PartnerConfig
@@ -48,7 +58,9 @@ class Hardware:
 class World:
     """All nodes are partners of each other over `paths` cables each."""
 
-    def __init__(self, seed: int = 1, nodes: tuple[int, ...] = (1, 2), paths: int = 2, needs: dict[str, Needs] | None = None):
+    def __init__(
+        self, seed: int = 1, nodes: tuple[int, ...] = (1, 2), paths: int = 2, needs: dict[str, Needs] | None = None
+    ):
         self.random = random.Random(seed)
         self.seed = seed
         self.now = Instant(1_000 * MILLISECOND)
@@ -166,7 +178,7 @@ class World:
 
     # what tests ask
 
-    def session(self, node: int, partner: int, name: str):  # noqa: ANN201 - the core's own session
+    def session(self, node: int, partner: int, name: str):
         """A session of a manager."""
         manager = self.hardware[node].manager
         assert manager is not None
@@ -244,7 +256,11 @@ class World:
         me.connections[partner, path] = connection = self._count
 
         def answer() -> None:
-            if me.life == life and me.connections.get((partner, path)) == connection and self.works(me.node, partner, path):
+            if (
+                me.life == life
+                and me.connections.get((partner, path)) == connection
+                and self.works(me.node, partner, path)
+            ):
                 self.give(me.node, ev.PeerConnected(partner, path, me.fences.get((partner, path), 0), 3))
 
         self.later(self._delay(), answer)
@@ -308,9 +324,11 @@ class World:
                 life = other.life
                 self.later(
                     self._delay(),
-                    lambda: self.give(other.node, ev.FencedByPartner(me.node, action.path, action.epoch))
-                    if other.life == life
-                    else None,
+                    lambda: (
+                        self.give(other.node, ev.FencedByPartner(me.node, action.path, action.epoch))
+                        if other.life == life
+                        else None
+                    ),
                 )
             return ev.FenceAnswered(action.partner, action.path, action.number)
 
@@ -354,7 +372,9 @@ def check_alerts(world: World) -> None:
             last_epoch[key] = open_epoch[key] = action.epoch
         elif isinstance(action, ac.AlertError | ac.AlertClosed):
             key = (node, action.partner, action.client)
-            assert open_epoch.pop(key, None) == action.epoch, f"seed {world.seed}: alert for {action} without ready at {at}"
+            assert open_epoch.pop(key, None) == action.epoch, (
+                f"seed {world.seed}: alert for {action} without ready at {at}"
+            )
 
 
 __all__ = ["Hardware", "Reason", "World", "check_alerts"]
