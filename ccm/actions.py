@@ -236,6 +236,6 @@ class NoteRefused:
 
 Action = (
     ConnectPeer | DisconnectPeer | ReadStatus | ReadSeen | WriteRecord | ReadInbox | RequestFence | OpenLanes
-    | ConnectLanes | CloseLanes | HoldPath | Route | Move | RememberEpoch | AlertReady | AlertError | AlertClosed | TellPartnerStatus
-    | NoteStep | NotePathUp | NotePathDown | NotePathFenced | NoteRefused
+    | ConnectLanes | CloseLanes | HoldPath | Route | Move | RememberEpoch | AlertReady | AlertError | AlertClosed
+    | TellPartnerStatus | NoteStep | NotePathUp | NotePathDown | NotePathFenced | NoteRefused
 )  # fmt: skip

@@ -110,8 +110,8 @@ class Path:
 
     __slots__ = (
         "adapter", "carrier", "connect_by", "fence_attempts", "fence_epoch", "fence_number", "fence_retry_at",
-        "fence_target", "handshake", "hold_down_ns", "index", "liveness", "mtu", "pairing", "poll_at", "poll_posted", "reason",
-        "retry_at", "retry_ns", "seen_sequence", "since", "state", "up_since",
+        "fence_target", "handshake", "hold_down_ns", "index", "liveness", "mtu", "pairing", "poll_at", "poll_posted",
+        "reason", "retry_at", "retry_ns", "seen_sequence", "since", "state", "up_since",
     )  # fmt: skip
 
     def __init__(self, index: int, adapter: int, incarnation: int, *, now: Instant) -> None:
