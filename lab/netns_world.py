@@ -257,4 +257,9 @@ def _port(fault: PlannedFault) -> tuple[str, str]:
 
 
 def _is_running(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+    """Whether the process does anything; one that has ended and waits for its parent to notice does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in ("Z", "X")
