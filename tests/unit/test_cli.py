@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 import yaml
 
 from lab.cli import command_names, help_line, main
+from lab.errors import InputError, MachineError
 from lab.resources import shipped, topologies_directory
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -154,6 +157,60 @@ def test_graph_to_a_place_that_is_not_there(tmp_path: Path) -> None:
     result = lab("graph", "ha-pair", "-o", str(tmp_path / "none" / "x.svg"))
     assert result.returncode == 2
     assert "can't be written: No such file or directory" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (KeyboardInterrupt(), 130, "lab: interrupted\n"),
+        (MachineError("no user namespaces", "run as root"), 3, "lab: no user namespaces\n  to get it: run as root\n"),
+        (InputError("f.yaml", 1, 2, "expected this"), 2, "lab: f.yaml:1:2: expected this\n"),
+    ],
+)
+def test_errors_become_exit_statuses(
+    error: BaseException, status: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("lab.cli._dispatch", fail)
+    assert main(["validate"]) == status
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_as_an_interrupt(number: int, tmp_path: Path) -> None:
+    # The command waits to open a pipe that nobody writes to, when the signal comes.
+    pipe = tmp_path / "pipe.yaml"
+    os.mkfifo(pipe)
+    code = "import lab.yaml_tree, os\nfrom lab.cli import main\nprint('ready', flush=True)\nraise SystemExit(main())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, "validate", str(pipe)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        deadline = time.monotonic() + 30
+        while process.poll() is None and time.monotonic() < deadline:
+            if _handles(process.pid, number) and _sleeps(process.pid):
+                process.send_signal(number)
+            time.sleep(0.01)
+        assert process.wait(timeout=5) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == "lab: interrupted\n"
+
+
+def _handles(pid: int, number: int) -> bool:
+    caught = next(line for line in _status(pid) if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+def _sleeps(pid: int) -> bool:
+    return any(line.startswith("State:\tS") for line in _status(pid))
+
+
+def _status(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/status").read_text().splitlines()
 
 
 def test_whoever_stops_reading_is_not_told_of_it() -> None:

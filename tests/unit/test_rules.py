@@ -41,6 +41,7 @@ CCM_SHELL = (
     "ccm.lanes",
     "ccm.peer_link",
     "ccm.process",
+    "ccm.workload",
 )
 """What stands between the manager's core and an adapter; the core knows CORE_MAY_KNOW alone."""
 CORE_MAY_KNOW = ("emul.clock", "emul.vocabulary")
