@@ -90,6 +90,7 @@ if __name__ == "__main__":
     _hand_over(sys.argv[1:])
 
 import nox  # noqa: E402  (only there once the environment is made)
+import nox.command  # noqa: E402
 
 nox.options.sessions = ["tests"]
 nox.options.error_on_missing_interpreters = False
@@ -159,6 +160,13 @@ def demo(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
     """All that this machine can; the tests that were left out are listed with the reason, above the last line."""
-    lint(session)
-    types(session)
+    failed = []
+    # A slip of style must not hide what the tests say.
+    for part in (lint, types):
+        try:
+            part(session)
+        except nox.command.CommandFailed:
+            failed.append(part.__name__)
     pytest(session, "tests")
+    if failed:
+        session.error(f"the tests passed, but not: {', '.join(failed)}")
