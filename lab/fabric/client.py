@@ -9,12 +9,9 @@ Times are ns of CLOCK_MONOTONIC. Every call that applies a fault returns the mom
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,20 +19,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from lab.errors import InputError, LabError, MachineError
-from lab.fabric import namespaces, registry
+from lab.errors import LabError
+from lab.fabric import registry
 from lab.fabric.channel import Channel, ChannelClosedError, ChannelTimeoutError, Message
+from lab.fabric.launch import launch, reap
+from lab.fabric.specification import record_of, resolve_wire, specification
 
 if TYPE_CHECKING:
     from lab.plan import Plan
 
-START_MAX_S = 120.0
-"""Building a lab of 200 nodes takes seconds on a loaded machine; longer than this is a hang."""
 REQUEST_MAX_S = 30.0
 STOP_MAX_S = 20.0
 HOST_REQUEST_MAX_S = 2.0
-FREE_BYTES_PER_NODE = 8 << 20
-"""Room for a node's memory, logs and the beginning of its history, beside its NVRAM."""
 
 
 class FabricGone(LabError):
@@ -49,13 +44,14 @@ class HostSilent(LabError):
 class Fabric:
     """One running lab. Made by `start` or `attach`."""
 
-    def __init__(self, channel: Channel, record: Mapping[str, Any], directory: Path, *, owner: bool) -> None:
+    def __init__(self, channel: Channel, record: Mapping[str, Any], directory: Path) -> None:
         self._channel = channel
         self._pidfd: int | None = None
         self._pid = int(record["pid"])
         with suppress(ProcessLookupError):
             self._pidfd = os.pidfd_open(self._pid)
-        self._owner = owner
+        self._launcher: int | None = None
+        """Our child that forked the fabric process and waits for it, None where that was started by another process."""
         self.directory = directory
         self.lab_id = str(record["lab"])
         self.topology = str(record["topology"])
@@ -89,9 +85,9 @@ class Fabric:
         chosen = resolve_wire(wire)
         claim = registry.claim(name, plan.topology.name)
         try:
-            spec = _specification(plan, claim, chosen, wire, keep, seed, dict(node_namespaces or {}), adapters)
-            channel, answer = _launch(claim, spec, node_namespaces or {})
-            record = _record(spec, int(answer["pid"]))
+            spec = specification(plan, claim, chosen, wire, keep, seed, dict(node_namespaces or {}), adapters)
+            launched = launch(claim, spec, node_namespaces or {})
+            record = record_of(spec, launched.fabric_pid)
             registry.write_record(claim.directory, record)
         except BaseException:
             # The fabric process, if there is one, sees its connection close and ends; what it has not removed, we do.
@@ -99,9 +95,9 @@ class Fabric:
             _remove_once_dead(claim)
             raise
         os.close(claim.lock)
-        fabric = cls(channel, record, claim.directory, owner=True)
-        timings: Any = answer["timings_ms"]
-        fabric.timings = {**timings, "total": (time.perf_counter() - started) * 1000}
+        fabric = cls(launched.channel, record, claim.directory)
+        fabric._launcher = launched.launcher_pid
+        fabric.timings = {**launched.timings_ms, "total": (time.perf_counter() - started) * 1000}
         if keep:
             fabric._ask({"op": "keep"})
         return fabric
@@ -114,7 +110,7 @@ class Fabric:
             channel = Channel.connect(found.directory / "fabric.sock")
         except OSError as error:
             raise FabricGone(f'lab "{found.lab_id}" is not answering ({error.strerror}); `lab down {name}`') from error
-        return cls(channel, found.details, found.directory, owner=False)
+        return cls(channel, found.details, found.directory)
 
     def __enter__(self) -> Self:
         return self
@@ -136,6 +132,9 @@ class Fabric:
                 _ended(self._pidfd, STOP_MAX_S)
             os.close(self._pidfd)
             self._pidfd = None
+        if self._launcher is not None:
+            reap(self._launcher)
+            self._launcher = None
         if self.directory.is_dir():
             registry.remove_dead(registry.LabRecord(self.lab_id, self.directory, alive=False, kept=False))
 
@@ -334,178 +333,12 @@ class Fabric:
         return answer, descriptors
 
 
-def resolve_wire(wire: str) -> str:
-    """What "auto" means on this machine, "xdp" or "packet". Raises MachineError for "xdp" where that can't be had."""
-    if wire == "packet":
-        return "packet"
-    problem = xdp_problem()
-    if problem is None:
-        return "xdp"
-    if wire == "xdp":
-        raise MachineError(f"AF_XDP: {problem}", "root, and a kernel with CONFIG_XDP_SOCKETS; or --wire packet")
-    return "packet"
-
-
-def xdp_problem() -> str | None:
-    """Why AF_XDP can't be used here, None if it can: a socket and a map are made and closed again."""
-    import socket
-
-    from emul.port import bpf
-
-    if not namespaces.may_make_namespaces():
-        return "needs root (in a user namespace the kernel refuses BPF programs)"
-    try:
-        socket.socket(44, socket.SOCK_RAW, 0).close()
-        os.close(bpf.create_xsk_map(1))
-    except OSError as error:
-        return f"the kernel refused it ({error.strerror})"
-    return None
-
-
-def _specification(
-    plan: Plan,
-    claim: registry.Claim,
-    chosen: str,
-    wire: str,
-    keep: bool,
-    seed: int,
-    given: dict[str, int],
-    adapters: bool,
-) -> dict[str, Any]:
-    """What the fabric process is told, and the directories and host configurations that it refers to."""
-    from lab.plan import INTERFACE_MTU, node_directory
-
-    topology = plan.topology
-    _check_room(claim.directory, sum(node.nvram_bytes + FREE_BYTES_PER_NODE for node in topology.nodes.values()))
-    adapter_wire = "packet" if chosen == "packet" else wire
-    nodes: list[dict[str, Any]] = []
-    for node in topology.nodes.values():
-        directory = node_directory(claim.directory, node.name)
-        directory.mkdir(parents=True, mode=0o700)
-        _check_socket_paths(directory, node.adapters)
-        host_config = directory / "host.json"
-        host_config.write_text(json.dumps(plan.host_config(node.name, claim.directory, seed=seed)), encoding="utf-8")
-        configs = [plan.adapter_config(node.name, name, claim.directory, wire=adapter_wire) for name in node.adapters]
-        nodes.append(
-            {
-                "name": node.name, "memory": str(directory / "node.mem"), "host_config": str(host_config),
-                "start": adapters,
-                "adapters": [
-                    {"name": name, "config": {**config, "adapter_index": index}}
-                    for index, (name, config) in enumerate(zip(node.adapters, configs, strict=True))
-                ],
-            }
-        )  # fmt: skip
-    return {
-        "lab": claim.lab_id, "directory": str(claim.directory), "kept": keep, "topology": topology.name,
-        "source": str(topology.source) if topology.source else None, "wire": chosen, "mtu": INTERFACE_MTU[chosen],
-        "seed": seed, "user_namespace": not namespaces.may_make_namespaces(), "given": list(given), "nodes": nodes,
-        "switches": list(topology.switches), "cables": [_cable(plan, name) for name in topology.cables],
-        "addresses": {port.address: port.node for port in plan.ports.values()},
-    }  # fmt: skip
-
-
-def _cable(plan: Plan, name: str) -> dict[str, Any]:
-    cable = plan.topology.cables[name]
-    if cable.delay_ns or cable.rate_bps:
-        raise InputError(
-            str(plan.topology.source or plan.topology.name), None, None,
-            f'cable "{name}" is shaped (delay, rate): this world can not shape cables; the simulator can',
-        )  # fmt: skip
-    ends: list[dict[str, str]] = []
-    for end in cable.ends:
-        if end.switch:
-            ends.append({"switch": end.switch})
-        else:
-            port = plan.ports[end.node, end.adapter]
-            ends.append({"node": end.node, "adapter": end.adapter, "mac": port.mac.hex(":")})
-    return {"name": name, "ends": ends}
-
-
-def _check_room(directory: Path, needed: int) -> None:
-    size = os.statvfs(directory)
-    free = size.f_bavail * size.f_frsize
-    if free < needed:
-        raise MachineError(
-            f"{directory.parent}: {free >> 20} MiB free, this lab needs {needed >> 20} MiB there",
-            "make room (`lab down --all` removes labs), or make the nodes' NVRAM smaller",
-        )
-
-
-def _check_socket_paths(directory: Path, adapters: Sequence[str]) -> None:
-    longest = max((len(os.fsencode(directory / f"{name}.sock")) for name in (*adapters, "host")), default=0)
-    if longest > registry.SOCKET_PATH_BYTES_MAX:
-        raise InputError(
-            None, None, None,
-            f"{directory}: names of node, adapter and lab make socket paths of {longest} bytes, the kernel takes "
-            f"{registry.SOCKET_PATH_BYTES_MAX}; use shorter ones",
-        )  # fmt: skip
-
-
-def _launch(claim: registry.Claim, spec: dict[str, Any], given: Mapping[str, int]) -> tuple[Channel, dict[str, Any]]:
-    """Starts the fabric process and waits until it has built everything: the connection, and its first answer."""
-    path = claim.directory / "spec.json"
-    path.write_text(json.dumps(spec), encoding="utf-8")
-    mine, theirs = Channel.pair()
-    package_root = str(Path(__file__).resolve().parents[2])
-    program = f"import sys; sys.path.insert(0, {package_root!r}); from lab.fabric.server import main; main()"
-    with (claim.directory / "fabric.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", program, str(theirs.fileno()), str(claim.lock)],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(theirs.fileno(), claim.lock), cwd="/",
-        )  # fmt: skip
-    theirs.close()
-    try:
-        mine.send({"spec": str(path), "given": list(given)}, list(given.values()))
-        answer = _first_answers(mine)
-    except (ChannelClosedError, ChannelTimeoutError) as error:
-        mine.close()
-        raise LabError(f"the fabric process did not start: {error}{_last_line(claim.directory)}") from error
-    except BaseException:
-        mine.close()
-        raise
-    finally:
-        process.wait()  # it has forked the fabric process and ended, or ended for another reason
-    if "error" in answer:
-        mine.close()
-        machine: Any = answer.get("machine")
-        raise MachineError(*machine) if machine else LabError(str(answer["error"]))
-    return mine, answer
-
-
-def _first_answers(channel: Channel) -> dict[str, Any]:
-    """The fabric process's pid, told by the one that forked it, and its own word that all is built, or an error."""
-    told: dict[str, Any] = {}
-    deadline = time.monotonic() + START_MAX_S
-    while not ("error" in told or ("pid" in told and "ready" in told)):
-        told.update(channel.receive(max(0.0, deadline - time.monotonic()))[0])
-    return told
-
-
-def _record(spec: Mapping[str, Any], pid: int) -> dict[str, Any]:
-    """What lab.json tells: enough for other commands to find their way."""
-    keys = ("lab", "topology", "source", "wire", "mtu", "kept", "switches", "given", "seed")
-    nodes = {node["name"]: [adapter["name"] for adapter in node["adapters"]] for node in spec["nodes"]}
-    return {
-        **{key: spec[key] for key in keys},
-        "nodes": nodes, "cables": [cable["name"] for cable in spec["cables"]], "pid": pid, "started": time.time(),
-    }  # fmt: skip
-
-
 def _remove_once_dead(claim: registry.Claim) -> None:
     """After a start that failed: the fabric process is about to end; what it leaves is removed."""
     deadline = time.monotonic() + STOP_MAX_S
     record = registry.LabRecord(claim.lab_id, claim.directory, alive=False, kept=False)
     while not registry.remove_dead(record) and time.monotonic() < deadline:
         time.sleep(0.005)
-
-
-def _last_line(directory: Path) -> str:
-    with suppress(OSError):
-        lines = (directory / "fabric.log").read_text(errors="replace").splitlines()
-        if lines:
-            return f" ({lines[-1]})"
-    return ""
 
 
 def _inner_pid(pid: int) -> int | None:

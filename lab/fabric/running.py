@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lab.errors import MachineError
+from lab.errors import LabError, MachineError
 from lab.fabric import namespaces
 from lab.fabric.channel import Message
 from lab.fabric.spawner_link import EVENTS_MAX, RequestError, SpawnerLink
@@ -55,7 +55,10 @@ class RunningLab:
         self._make_cables()
         self._lap("cables", started)
         started = time.perf_counter()
-        self._link.wait_warm()
+        try:
+            self._link.wait_warm()
+        except LabError as error:
+            raise LabError(f"{error}{last_line(self.directory / 'fabric.log')}") from error
         self._lap("warm_up_left", started)
         started = time.perf_counter()
         self._power_on()
@@ -150,11 +153,7 @@ class RunningLab:
 
     def _last_words(self, key: str) -> str:
         node, _, name = key.partition("/")
-        with suppress(OSError):
-            lines = (self.directory / "nodes" / node / f"{name}.log").read_text(errors="replace").splitlines()
-            if lines:
-                return f": {lines[-1]}"
-        return ""
+        return last_line(self.directory / "nodes" / node / f"{name}.log")
 
     # Requests
 
@@ -311,3 +310,12 @@ class RunningLab:
             process = self._processes.get(str(event["key"]))
             if process is not None and process["pid"] == event["pid"]:
                 process.update(running=False, status=event["status"], ended_at=event["at"])
+
+
+def last_line(log: Path) -> str:
+    """What a log says last, behind a colon: of a traceback its reason. Nothing for an empty log."""
+    with suppress(OSError):
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        if lines:
+            return f": {lines[-1]}"
+    return ""

@@ -19,7 +19,7 @@ import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lab.errors import LabError, MachineError
 from lab.fabric import namespaces
@@ -138,9 +138,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     pid = os.fork()
     if pid != 0:
-        with suppress(ChannelClosedError):
-            channel.send({"pid": pid})  # as the client numbers it
-        os._exit(0)
+        _wait_for(pid, channel)
     status = 1
     try:
         _run(channel, spec, dict(zip(names, descriptors, strict=True)))
@@ -152,9 +150,22 @@ def main() -> None:
         os._exit(status)
 
 
+def _wait_for(pid: int, channel: Channel) -> NoReturn:
+    """The launcher's rest: tells the client the pid as the client numbers it, then buries the fabric process."""
+    with suppress(ChannelClosedError):
+        channel.send({"pid": pid})
+    namespaces.name_process("lab-launcher")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # else the client would not see a connection close
+    os.waitpid(pid, 0)
+    os._exit(0)
+
+
 def _enter(user_namespace: bool) -> None:
     if user_namespace:
         namespaces.enter_user_namespace()
+    os.chdir("/")
     os.setsid()
     namespaces.make_private()
 

@@ -40,7 +40,7 @@ class SpawnerLink:
         try:
             message, _ = self.channel.receive(WARM_UP_MAX_S)
         except (ChannelClosedError, ChannelTimeoutError) as error:
-            raise LabError(f"the spawner did not start: {error} (its words are in fabric.log)") from error
+            raise LabError(f"the spawner did not start ({error})") from error
         assert message == {"event": "warm"}
 
     def ask(self, request: Message, descriptors: list[int] | None = None) -> Message:

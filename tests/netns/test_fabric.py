@@ -17,7 +17,8 @@ from emul.memory import Memory
 from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
 from lab.errors import InputError, LabError
 from lab.fabric import join, registry
-from lab.fabric.client import Fabric, FabricGone, resolve_wire
+from lab.fabric.client import Fabric, FabricGone
+from lab.fabric.specification import resolve_wire
 from lab.plan import INTERFACE_MTU, Plan
 from lab.topology import Topology
 from tests.helpers.station import FRAMES_WAITING_MAX, Station, wait_for
@@ -255,7 +256,7 @@ def test_adapters_run_die_and_return(pair_plan: Plan) -> None:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended (a zombie that nobody has buried yet counts)."""
+    """Whether a process has ended; one that its parent, not the lab, still has to bury counts."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
