@@ -36,9 +36,9 @@ from emul.vocabulary import (
     WROpcode,
 )  # fmt: skip
 
-VI_TIMEOUT = 13
-"""4.096 us x 2^13 = 34 ms; with seven retries the adapter gives up after 268 ms. Silence is noticed by probes long
-before.
+VI_TIMEOUT = 14
+"""4.096 us x 2^14 = 67 ms; with seven retries the adapter gives up after 537 ms, later than the limit of a last path.
+Silence is noticed by probes long before, and a frame lost in mid-stream by the receiver's NAK.
 """
 VI_RETRIES = 7
 VI_RNR_RETRIES = 6

@@ -17,7 +17,7 @@ LIMIT_FLOOR_NS = 16 * MILLISECOND
 """Wake-ups of 2-4 ms are common on a loaded machine, so a lower limit would raise false alarms."""
 LIMIT_MOST_NS = 100 * MILLISECOND
 LIMIT_FACTOR = 4
-ALONE_LIMIT_NS = 250 * MILLISECOND
+ALONE_LIMIT_NS = 400 * MILLISECOND
 """Limit of the last living path."""
 WINDOW_NS = 5 * SECOND
 """The worst round trip of this window and the one before counts."""

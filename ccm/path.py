@@ -71,8 +71,8 @@ _SAME: dict[PathState, PathState] = {state: state for state in PathState}
 
 TABLE: dict[Input, dict[PathState, PathState]] = {
     Input.DUE: {_D: _C},
-    Input.CONNECTED: {_C: _H},
-    Input.REFUSED: {_C: _D},
+    Input.CONNECTED: {_C: _H, _S: _S},
+    Input.REFUSED: {_C: _D, _S: _S},
     Input.PROVEN: {_H: _E},
     Input.PAIRED: {_E: _U, _U: _U, _S: _S},
     Input.SILENT: {_U: _F, _S: _F},
@@ -99,7 +99,7 @@ POLL_NS = 5 * MILLISECOND
 """Time between repetitions of read 1 and read 2."""
 FENCE_TIMEOUT_NS = 20 * MILLISECOND
 """A fence request without answer is repeated over the next living path after this time."""
-FENCE_ATTEMPTS_MAX = 8
+FENCE_ATTEMPTS_MAX = 25
 """Then the path's work is given up: its sessions break."""
 CONNECT_TIMEOUT_NS = 250 * MILLISECOND
 """An attempt to connect without any answer ends after this time."""
@@ -111,7 +111,7 @@ class Path:
     __slots__ = (
         "adapter", "carrier", "connect_by", "fence_attempts", "fence_epoch", "fence_number", "fence_retry_at",
         "fence_target", "handshake", "hold_down_ns", "index", "liveness", "mtu", "pairing", "poll_at", "poll_posted",
-        "reason", "retry_at", "retry_ns", "seen_sequence", "since", "state", "up_since",
+        "reason", "relink_at", "retry_at", "retry_ns", "seen_sequence", "since", "state", "up_since",
     )  # fmt: skip
 
     def __init__(self, index: int, adapter: int, incarnation: int, *, now: Instant) -> None:
@@ -140,6 +140,8 @@ class Path:
         self.poll_at: Instant | None = None
         self.poll_posted = False
         """A read of the handshake is under way."""
+        self.relink_at: Instant | None = None
+        """While SUSPECT and without well-known connection: when to try (again) to make it anew."""
         self.seen_sequence = 0
         """Sequence of the SEEN record under way."""
 
@@ -161,7 +163,7 @@ class Path:
         elif following is PathState.DOWN:
             self._go_down(former, now=now, reason=reason)
         elif following is PathState.HANDSHAKE:
-            self.poll_at, self.poll_posted = now, False
+            self.poll_at, self.poll_posted, self.relink_at = now, False, None
             self.handshake.restart()
         return True
 
@@ -190,7 +192,7 @@ class Path:
         if self.state is PathState.CONNECTING:
             return self.connect_by
         probe_at = self.liveness.next_probe_at if self.liveness.probe_at is None else None
-        return earliest(self.silent_at(alone=alone), probe_at)
+        return earliest(self.silent_at(alone=alone), probe_at, self.relink_at)
 
     def silent_at(self, *, alone: bool) -> Instant | None:
         """When the silence of a proven path has a consequence: suspicion or loss."""
@@ -204,7 +206,7 @@ class Path:
 
     def _go_down(self, former: PathState, *, now: Instant, reason: Reason) -> None:
         self.handshake.restart()
-        self.poll_at = None
+        self.poll_at = self.relink_at = None
         self.fence_retry_at = None
         if former in (PathState.CONNECTING, PathState.HANDSHAKE):
             wait = REFUSED_RETRY_NS if reason in (Reason.WRONG_PROOF, Reason.WRONG_IDENTITY) else self.retry_ns

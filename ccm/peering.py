@@ -34,7 +34,7 @@ from ccm.actions import (
 from ccm.exchange import Info, LaneEntry, Manifest, PathInfo, Record, RecordKind, Seen, Sessions
 from ccm.handshake import STAGE_LOADER, Step
 from ccm.pairing import Verdict
-from ccm.path import FENCE_ATTEMPTS_MAX, FENCE_TIMEOUT_NS, POLL_NS, Input, Path, PathState
+from ccm.path import CONNECT_TIMEOUT_NS, FENCE_ATTEMPTS_MAX, FENCE_TIMEOUT_NS, POLL_NS, Input, Path, PathState
 from ccm.pathset import PathSet
 from ccm.peerinfo import Agreement, agree, own_info
 from ccm.publisher import Publisher
@@ -142,7 +142,9 @@ class Peering:
             else:
                 self._lose(path, Reason.SILENT, now=now)
                 return
-        if path.liveness.probe_due(now=now):
+        if path.relink_at is not None and now >= path.relink_at:
+            self._relink(path, now=now)
+        elif path.liveness.probe_due(now=now):
             path.liveness.on_probe(now=now)
             self.out.append(ReadStatus(self.partner, path.index))
 
@@ -153,6 +155,10 @@ class Peering:
         path = self.paths.get(event.path)
         if path is None or not path.allows(Input.CONNECTED):
             return
+        if path.state is PathState.SUSPECT:
+            path.relink_at = None
+            self.out.append(ReadStatus(self.partner, path.index))
+            return
         path.fence_epoch, path.mtu = event.fence_epoch, event.mtu
         path.take(Input.CONNECTED, now=now)
         self._poll(path)
@@ -160,14 +166,27 @@ class Peering:
     def on_peer_refused(self, event: ev.PeerRefused, *, now: Instant) -> None:
         """No connection: again later."""
         path = self.paths.get(event.path)
-        if path is not None and path.allows(Input.REFUSED):
+        if path is not None and path.state is PathState.CONNECTING:
             self._refuse(path, event.reason, event.text, now=now)
 
     def on_peer_lost(self, event: ev.PeerLost, *, now: Instant) -> None:
         """A request on the well-known connection failed."""
         path = self.paths.get(event.path)
-        if path is not None:
+        if path is None:
+            return
+        if path.usable and path.carrier and self.paths.alone(path):
+            self._relink(path, now=now)
+        else:
             self._lose(path, Reason.COMPLETION_ERROR, now=now)
+
+    def _relink(self, path: Path, *, now: Instant) -> None:
+        """The last path's well-known connection failed: made anew beside the sessions, which may still get through."""
+        path.take(Input.SILENT_ALONE, now=now, reason=Reason.COMPLETION_ERROR)
+        if path.liveness.probe_at is None:
+            path.liveness.on_probe(now=now)  # the limit of its silence goes on
+        self.publisher.on_path_lost(path.index)
+        path.relink_at = Instant(now + CONNECT_TIMEOUT_NS)
+        self.out += [DisconnectPeer(self.partner, path.index), ConnectPeer(self.partner, path.index)]
 
     def on_status(self, event: ev.StatusRead, *, now: Instant) -> None:
         """The status page: a step of the handshake, or an answered probe."""

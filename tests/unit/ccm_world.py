@@ -28,10 +28,10 @@ from ccm.exchange import (
 from ccm.manager import Manager
 from ccm.needs import Needs
 from ccm.peering import PartnerConfig
-from ccm.reasons import Reason
 from emul.clock import MILLISECOND, SECOND, Instant
 
-RETRY_EXHAUSTED_NS = 134 * MILLISECOND
+RETRY_NS = 17 * MILLISECOND
+TRANSMISSIONS = 8
 EVENTS_MAX = 400_000
 
 
@@ -208,6 +208,10 @@ class World:
             for path in peering.paths.paths
         )
 
+    def describe(self) -> dict[int, object]:
+        """What each manager says of itself, for a failing test."""
+        return {node: hw.manager.status() if hw.manager else None for node, hw in self.hardware.items()}
+
     def actions(self, node: int, *kinds: type) -> list[ac.Action]:
         """What a node's manager wanted done, of some kinds."""
         return [action for _, who, action in self.log if who == node and isinstance(action, kinds)]
@@ -228,24 +232,26 @@ class World:
         def current() -> bool:
             return me.life == life and me.connections.get((partner, path)) == connection
 
-        def arrive() -> None:
-            if connection is None or not self.works(me.node, partner, path):
-                self.later(RETRY_EXHAUSTED_NS, lost)
-                return
-            event = work()
-            self.later(self._delay(), lambda: answer(event))
+        def arrive(attempt: int) -> None:
+            if connection is not None and self.works(me.node, partner, path):
+                event = work()  # a repetition does it again: reads and writes of state don't mind
+                self.later(self._delay(), lambda: answer(event, attempt))
+            else:
+                again(attempt)
 
-        def answer(event: ev.Event | None) -> None:
+        def answer(event: ev.Event | None, attempt: int) -> None:
             if not self.works(me.node, partner, path):
-                self.later(RETRY_EXHAUSTED_NS, lost)
+                again(attempt)
             elif current() and event is not None:
                 self.give(me.node, event)
 
-        def lost() -> None:
-            if current():
+        def again(attempt: int) -> None:
+            if attempt < TRANSMISSIONS:
+                self.later(RETRY_NS, lambda: arrive(attempt + 1))
+            elif current():
                 self.give(me.node, ev.PeerLost(partner, path, "retries exhausted"))
 
-        self.later(self._delay(), arrive)
+        self.later(self._delay(), lambda: arrive(1))
 
     def _delay(self) -> int:
         return self.random.randint(5_000, 400_000)
@@ -349,6 +355,11 @@ class World:
     def _do_CloseLanes(self, me: Hardware, action: ac.CloseLanes) -> None:
         del me.lanes[action.partner, action.path, action.client]
 
+    def _do_Move(self, me: Hardware, action: ac.Move) -> None:
+        assert me.manager is not None
+        epoch = me.manager.peerings[action.partner].sessions.sessions[action.client].epoch
+        self._soon(me, ev.Moved(action.partner, action.client, epoch, action.vi, action.path))
+
     def _do_RememberEpoch(self, me: Hardware, action: ac.RememberEpoch) -> None:
         assert action.epoch > me.epochs.get(action.partner, 0), f"seed {self.seed}: epoch falls"
         me.epochs[action.partner] = action.epoch
@@ -375,6 +386,3 @@ def check_alerts(world: World) -> None:
             assert open_epoch.pop(key, None) == action.epoch, (
                 f"seed {world.seed}: alert for {action} without ready at {at}"
             )
-
-
-__all__ = ["Hardware", "Reason", "World", "check_alerts"]
