@@ -28,3 +28,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.fail(f"LAB_REQUIRE asks for {name}: {reason}", pytrace=False)
         if reason is not None:
             pytest.skip(reason)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Lists what was left out and why, by file."""
+    left_out: dict[tuple[str, str], int] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
+        key = (reason, report.nodeid.partition("::")[0])
+        left_out[key] = left_out.get(key, 0) + 1
+    if left_out:
+        terminalreporter.section("left out on this machine")
+    for (reason, file), count in sorted(left_out.items()):
+        terminalreporter.line(f"{file}: {count} ({reason})")
