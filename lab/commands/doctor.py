@@ -155,10 +155,10 @@ def _kvm() -> Finding:
 
 
 def _state() -> Finding:
-    from lab.fabric.registry import state_roots
+    from lab.fabric.registry import state_is_in_memory, state_roots
 
     root = state_roots()[0]
-    in_memory = len(state_roots()) > 1
+    in_memory = state_is_in_memory(root)
     detail = f"{root}{'' if in_memory else ' (on a disk: its write-back shows in latencies)'}"
     how = "a tmpfs of 512 MiB or more at $XDG_RUNTIME_DIR or /dev/shm"
     return Finding("state in memory", in_memory, detail, "steady latencies", how)

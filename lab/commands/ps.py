@@ -21,7 +21,11 @@ def main(args: argparse.Namespace) -> int:
     from lab.fabric.registry import LabRecord, labs
 
     def state(record: LabRecord) -> str:
-        return ("up" if record.kept else "running") if record.alive else "dead"
+        if not record.alive:
+            return "dead"
+        if record.details.get("pid") is None:
+            return "starting"
+        return "up" if record.kept else "running"
 
     records = labs()
     if args.json:

@@ -86,6 +86,7 @@ class Fabric:
         claim = registry.claim(name, plan.topology.name)
         try:
             spec = specification(plan, claim, chosen, wire, keep, seed, dict(node_namespaces or {}), adapters)
+            registry.write_record(claim.directory, record_of(spec, None))  # `lab ps` may look meanwhile
             launched = launch(claim, spec, node_namespaces or {})
             record = record_of(spec, launched.fabric_pid)
             registry.write_record(claim.directory, record)

@@ -28,6 +28,7 @@ ROOT_BYTES_MIN = 512 << 20
 SOCKET_PATH_BYTES_MAX = 107
 """What the kernel takes as the path of a unix socket."""
 ID_TRIES_MAX = 100
+STATE_VARIABLE = "LAB_STATE_DIR"
 _TMPFS_MAGIC = 0x0102_1994
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 
@@ -58,8 +59,13 @@ class Claim:
 
 
 def state_roots() -> list[Path]:
-    """Where this user's labs may be, the preferred place first; they need not exist."""
+    """Where this user's labs may be, the preferred place first; they need not exist.
+
+    LAB_STATE_DIR in the environment replaces them all: labs there and labs elsewhere don't see each other.
+    """
     uid = os.geteuid()
+    if os.environ.get(STATE_VARIABLE):
+        return [Path(os.environ[STATE_VARIABLE]).absolute()]
     runtime = Path("/run") if uid == 0 else _runtime_directory(uid)
     places: list[tuple[Path, Path]] = []  # the file system that has to hold it, the directory
     if runtime is not None:
@@ -195,7 +201,7 @@ def _make_root() -> Path:
     problems: list[str] = []
     for root in state_roots():
         try:
-            root.mkdir(mode=0o700, exist_ok=True)
+            root.mkdir(mode=0o700, parents=STATE_VARIABLE in os.environ, exist_ok=True)
             status = root.lstat()
         except OSError as error:
             problems.append(f"{root}: {error.strerror}")
@@ -219,14 +225,19 @@ def _runtime_directory(uid: int) -> Path | None:
         return None
 
 
+def state_is_in_memory(directory: Path) -> bool:
+    """Whether `directory`, or what it will be made in, is on a memory file system."""
+    existing = next(place for place in (directory, *directory.parents) if place.exists())
+    answer = ctypes.create_string_buffer(256)
+    libc = ctypes.CDLL(None)
+    return libc.statfs(os.fsencode(existing), answer) == 0 and int.from_bytes(answer.raw[:4], "little") == _TMPFS_MAGIC
+
+
 def _in_memory(base: Path) -> bool:
     """Whether `base` is a memory file system of a useful size that this user may write to."""
     try:
         size = os.statvfs(base)
     except OSError:
         return False
-    if size.f_blocks * size.f_frsize < ROOT_BYTES_MIN or not os.access(base, os.W_OK):
-        return False
-    answer = ctypes.create_string_buffer(256)
-    libc = ctypes.CDLL(None)
-    return libc.statfs(os.fsencode(base), answer) == 0 and int.from_bytes(answer.raw[:4], "little") == _TMPFS_MAGIC
+    large = size.f_blocks * size.f_frsize >= ROOT_BYTES_MIN
+    return large and os.access(base, os.W_OK) and state_is_in_memory(base)

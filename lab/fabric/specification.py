@@ -128,8 +128,8 @@ def _check_socket_paths(directory: Path, adapters: Sequence[str]) -> None:
         )  # fmt: skip
 
 
-def record_of(spec: Mapping[str, Any], pid: int) -> dict[str, Any]:
-    """What lab.json tells: enough for other commands to find their way."""
+def record_of(spec: Mapping[str, Any], pid: int | None) -> dict[str, Any]:
+    """What lab.json tells: enough for other commands to find their way. `pid` is None until the lab is built."""
     keys = ("lab", "topology", "source", "wire", "mtu", "kept", "switches", "given", "seed")
     nodes = {node["name"]: [adapter["name"] for adapter in node["adapters"]] for node in spec["nodes"]}
     return {
