@@ -120,5 +120,18 @@ class ContainerFabric(Fabric):
         return found
 
 
+def start_fabric(
+    plan: Plan, name: str | None = None, wire: str = "auto", keep: bool = False, *, seed: int = 0
+) -> Fabric:
+    """The fabric that the topology itself asks for: nodes of `kind: docker` in containers, the others without.
+
+    Where there is no such node neither SDK nor engine is needed.
+    """
+    chosen = [node.name for node in plan.topology.nodes.values() if node.kind == "docker"]
+    if not chosen:
+        return Fabric.start(plan, name, wire, keep, seed=seed)
+    return ContainerFabric.start(plan, name, wire, keep, seed=seed, in_containers=chosen)
+
+
 def _stem(topology: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "-", topology)[:_STEM_LENGTH].strip("-_") or "lab"

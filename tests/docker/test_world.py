@@ -11,7 +11,7 @@ import pytest
 
 from lab.api import Lab, run
 from lab.docker.engine import Engine
-from lab.docker.fabric import ContainerFabric
+from lab.docker.fabric import ContainerFabric, start_fabric
 from lab.docker.nodes import remove_leftovers
 from lab.docker.world import nodes_in_containers
 from lab.plan import Plan
@@ -128,13 +128,34 @@ def test_a_fabric_that_cannot_start_leaves_no_container(engine, monkeypatch):
     assert engine.find(f"ccm-lab={names[0]}") == []
 
 
-def test_only_nodes_of_that_kind_are_in_containers_where_a_topology_has_some():
-    text = """
+MIXED = """
 name: mixed
 nodes:
-  a: {adapters: [ic0], nvram: 1MiB, clients: [echo], kind: docker}
+  a: {adapters: [ic0], nvram: 1MiB, clients: [echo], kind: docker, memory: 512MiB}
   b: {adapters: [ic0], nvram: 1MiB, clients: [echo]}
 cables: {ic0: [a.ic0, b.ic0]}
 """
-    assert nodes_in_containers(Plan(Topology.parse(text))) == ["a"]
+
+
+def test_only_nodes_of_that_kind_are_in_containers_where_a_topology_has_some():
+    assert nodes_in_containers(Plan(Topology.parse(MIXED))) == ["a"]
     assert nodes_in_containers(Plan(Topology.load("ha-pair"))) == ["a", "b"]
+
+
+def test_a_node_in_a_container_talks_to_one_without(engine):
+    with Lab(Topology.parse(MIXED), world="docker") as lab:
+        lab.wait_ready()
+        assert set(containers(engine, lab)) == {("a", "hardware"), ("a", "host")}
+        for node in ("a", "b"):
+            lab.hosts[node].crash()
+            lab.hosts[node].boot()
+            lab.wait_ready()
+
+
+def test_the_kind_of_a_node_decides_where_no_world_was_asked_for(engine):
+    fabric = start_fabric(Plan(Topology.parse(MIXED)))
+    with fabric:
+        assert len(engine.find(f"ccm-lab={fabric.lab_id}")) == 2
+    assert engine.find(f"ccm-lab={fabric.lab_id}") == []
+    with start_fabric(Plan(Topology.load("ha-pair"))) as plain:
+        assert engine.find(f"ccm-lab={plain.lab_id}") == []
