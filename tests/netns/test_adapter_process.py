@@ -1,0 +1,236 @@
+"""Adapters as processes on a real cable: what they owe to a host that works, is stopped, dies and comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import select
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from emul import process
+from emul.control import SocketDevice
+from emul.errors import DeviceGone, RDMAError
+from emul.memory import Memory
+from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
+from emul.verbs import Context
+from emul.vocabulary import (
+    GID,
+    SGE,
+    AHAttr,
+    AsyncEvent,
+    EventType,
+    GlobalRoute,
+    QPAttr,
+    QPState,
+    RecvWR,
+    SendWR,
+    WCStatus,
+    WROpcode,
+)
+from tests.helpers.adapters import ALL_ACCESS, Party
+from tests.helpers.network import DEADLINE_S, Pair, wait_until
+
+pytestmark = [pytest.mark.netns, pytest.mark.root]
+GARBAGE_FRAMES = 500
+
+
+class RealAdapters:
+    """Two adapter processes, 0 at the left end of a cable and 1 at its right end."""
+
+    def __init__(self, directory: Path, wire: str) -> None:
+        self.cable = Pair()
+        self.directory = directory
+        self.wire = wire
+        self.nodes = [NodeMemory(Memory.open_file(directory / f"{i}.mem", NODE_MEMORY_BYTES)) for i in range(2)]
+        self.pids = [self._start(index) for index in range(2)]
+
+    def _start(self, index: int) -> int:
+        self.nodes[index].power_on()
+        config = {
+            "node_id": index + 1,
+            "adapter_index": 0,
+            "interface": ("left0", "right0")[index],
+            "address": self.address(index),
+            "wire": self.wire,
+            "control": str(self.directory / f"{index}.sock"),
+            "node_memory": str(self.directory / f"{index}.mem"),
+            "cluster_key": "k",
+            "log": str(self.directory / f"{index}.log"),
+        }
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException), (self.cable.left, self.cable.right)[index].entered():
+                process.main(config)
+            os._exit(0)
+        return pid
+
+    @staticmethod
+    def address(index: int) -> str:
+        return f"10.77.0.{index + 1}"
+
+    def attach(self, index: int, incarnation: int = 1) -> Context:
+        """Becomes the host of an adapter."""
+        path = str(self.directory / f"{index}.sock")
+        until = time.monotonic() + DEADLINE_S
+        while True:
+            try:
+                context = Context(SocketDevice(path))
+                break
+            except DeviceGone:
+                assert time.monotonic() < until, (self.directory / f"{index}.log").read_text()
+                select.select([], [], [], 0.002)
+        context.attach(incarnation)
+        return context
+
+    def parties(self) -> tuple[Party, Party]:
+        """A connected pair of queue pairs, both hosts in this process."""
+        parties = Party(self.attach(0)), Party(self.attach(1))
+        for index, party in enumerate(parties):
+            party.qp.to_rts(
+                QPAttr(
+                    dest_qp_num=parties[1 - index].qp.qp_num,
+                    qp_access_flags=ALL_ACCESS,
+                    ah_attr=AHAttr(gr=GlobalRoute(dgid=GID(self.address(1 - index)))),
+                    timeout=12,
+                )
+            )
+        return parties
+
+    def close(self) -> None:
+        for pid in self.pids:
+            os.kill(pid, signal.SIGCONT)
+            os.kill(pid, signal.SIGTERM)
+        for pid in self.pids:
+            os.waitpid(pid, 0)
+        self.cable.close()
+
+
+@pytest.fixture(params=["xdp", "packet"])
+def adapters(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RealAdapters]:
+    real = RealAdapters(tmp_path, request.param)
+    yield real
+    real.close()
+
+
+def completed(party: Party) -> list[WCStatus]:
+    """Waits, as a host does, on the descriptor of the armed completion queue."""
+    until = time.monotonic() + DEADLINE_S
+    while time.monotonic() < until:
+        party.context.clear_event()
+        party.cq.req_notify()
+        statuses = party.statuses()
+        if statuses:
+            return statuses
+        select.select([party.context.event_fd], [], [], 0.1)
+    pytest.fail(f"no completion within {DEADLINE_S} s: {party.qp.query()}, {party.context.counters()}")
+
+
+def write(a: Party, b: Party, data: bytes) -> list[WCStatus]:
+    a.mr.write(data, len(data))
+    a.qp.post_write(1, a.mr.buf, len(data), a.mr.lkey, b.mr.buf, b.mr.rkey)
+    return completed(a)
+
+
+def test_bytes_cross_the_cable_and_wake_the_host(adapters: RealAdapters) -> None:
+    a, b = adapters.parties()
+    data = random.Random(1).randbytes(20_000)
+    assert write(a, b, data) == [WCStatus.SUCCESS]
+    assert b.mr.read(20_000, 0) == data
+
+
+def test_a_dead_hosts_memory_stays_readable_until_its_next_incarnation_attaches(adapters: RealAdapters) -> None:
+    a, b = adapters.parties()
+    b.mr.write(b"what the dead host left", 23)
+    b.context.close()  # to the adapter, a closed channel is what a SIGKILL of the host looks like
+    request = SendWR(2, WROpcode.RDMA_READ, sg=[SGE(a.mr.buf, 23, a.mr.lkey)])
+    request.set_wr_rdma(b.mr.rkey, b.mr.buf)
+    a.qp.post_send(request)
+    assert completed(a) == [WCStatus.SUCCESS]
+    assert a.mr.read(23, 0) == b"what the dead host left"
+    again = adapters.attach(1, incarnation=2)
+    assert again.resources() == {"pd": 0, "mr": 0, "cq": 0, "qp": 0}
+    assert write(a, b, b"too late") == [WCStatus.RETRY_EXC_ERR]
+
+
+def test_a_send_to_a_dead_host_ends_with_its_bounded_rnr_retries(adapters: RealAdapters) -> None:
+    a, b = adapters.parties()
+    a.qp.modify(QPAttr(qp_state=QPState.RESET))
+    b.qp.modify(QPAttr(qp_state=QPState.RESET))
+    for index, (party, other) in enumerate(((a, b), (b, a))):
+        route = AHAttr(gr=GlobalRoute(dgid=GID(adapters.address(1 - index))))
+        party.qp.to_rts(QPAttr(dest_qp_num=other.qp.qp_num, rnr_retry=2, ah_attr=route, qp_access_flags=ALL_ACCESS))
+    b.context.close()
+    a.qp.post_send(SendWR(3, WROpcode.SEND, sg=[SGE(a.mr.buf, 100, a.mr.lkey)]))
+    assert completed(a) == [WCStatus.RNR_RETRY_EXC_ERR]
+
+
+def test_messages_arrive_in_posted_buffers(adapters: RealAdapters) -> None:
+    a, b = adapters.parties()
+    b.qp.post_recv(RecvWR(9, 1, [SGE(b.mr.buf, 1000, b.mr.lkey)]))
+    a.mr.write(b"hello", 5)
+    a.qp.post_send(SendWR(4, WROpcode.SEND, sg=[SGE(a.mr.buf, 5, a.mr.lkey)]))
+    assert completed(b) == [WCStatus.SUCCESS]
+    assert b.mr.read(5, 0) == b"hello"
+
+
+def test_a_cut_cable_is_an_event_on_both_sides_and_so_is_its_return(adapters: RealAdapters) -> None:
+    a, b = adapters.parties()
+    seen: list[AsyncEvent] = []
+
+    def both() -> bool:
+        seen.extend(b.context.get_async_events())
+        return {event.event_type for event in seen} >= {EventType.PORT_ERR, EventType.PORT_ACTIVE}
+
+    adapters.cable.left.set_up("left0", False)
+    wait_until(lambda: b.context.query_port().state == "DOWN", "carrier lost")
+    adapters.cable.left.set_up("left0", True)
+    wait_until(both, "carrier lost and back")
+    assert write(a, b, b"after the cut") == [WCStatus.SUCCESS]
+
+
+def test_garbage_of_any_length_is_counted_and_traffic_goes_on(adapters: RealAdapters) -> None:
+    a, b = adapters.parties()
+    chance = random.Random(5)
+    hose = adapters.cable.left.raw_socket("left0")
+    header = Pair.RIGHT_MAC + Pair.LEFT_MAC + b"\x08\x00"
+    before = b.context.counters()
+    for _ in range(GARBAGE_FRAMES):
+        hose.send(header + b"\x45" + chance.randbytes(chance.randrange(1, 1200)))
+        ip = bytearray(header + b"\x45" + chance.randbytes(chance.randrange(60, 1200)))
+        ip[23], ip[36:38] = 17, b"\x12\xb7"  # UDP to port 4791: past the filter, into the adapter
+        ip[20:22], ip[30:34] = b"\x40\x00", bytes([10, 77, 0, 2])
+        hose.send(ip)
+    hose.close()
+    assert write(a, b, b"still here") == [WCStatus.SUCCESS]
+    after = b.context.counters()
+    assert sum(after.values()) > sum(before.values()) + GARBAGE_FRAMES // 2
+
+
+def test_a_stopped_adapter_is_waited_for_and_a_killed_one_is_an_event(adapters: RealAdapters) -> None:
+    a, b = adapters.parties()
+    os.kill(adapters.pids[1], signal.SIGSTOP)
+    a.qp.post_write(1, a.mr.buf, 100, a.mr.lkey, b.mr.buf, b.mr.rkey)
+    wait_until(lambda: a.context.counters()["timeouts"] > 0, "the requester's timer")
+    os.kill(adapters.pids[1], signal.SIGCONT)
+    assert completed(a) == [WCStatus.SUCCESS]
+    os.kill(adapters.pids[1], signal.SIGKILL)
+    seen: list[AsyncEvent] = []
+
+    def gone() -> bool:
+        seen.extend(b.context.get_async_events())
+        return bool(seen)
+
+    wait_until(gone, "the host sees that its adapter died")
+    assert seen == [AsyncEvent(EventType.DEVICE_FATAL, 0)]
+    with pytest.raises(RDMAError):
+        b.context.query_port()
+    os.waitpid(adapters.pids[1], 0)
+    adapters.pids[1] = adapters._start(1)
+    fresh = adapters.attach(1, incarnation=1)
+    assert fresh.resources()["qp"] == 0  # a card that was replaced knows nothing
