@@ -104,14 +104,14 @@ class ViLane:
             self._receives.append(receive)
             self.qp.post_recv(receive)
 
-    def post_message(self, sequence: int, data: bytes) -> None:
-        """Copies a message into a send slot and posts it."""
+    def post_message(self, sequence: int, number: int, data: bytes) -> None:
+        """Copies message `number` into a send slot and posts it."""
         lanes = self._lanes
         mr, session = lanes.message_mr, lanes.session
         assert mr is not None
         offset = self._send_slots + (sequence % session.needs.depth) * lanes.message_stride
         length = MESSAGE_HEADER.size + len(data)
-        mr.write(MESSAGE_HEADER.pack(session.epoch, len(data), sequence) + data, length, offset)
+        mr.write(MESSAGE_HEADER.pack(session.epoch, len(data), number) + data, length, offset)
         piece = SGE(mr.buf + offset, length, mr.lkey)
         self.qp.post_send(SendWR(sequence, WROpcode.SEND, 1, 0, SendFlags.SIGNALED, [piece]))
 

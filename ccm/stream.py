@@ -15,13 +15,13 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 MESSAGE_HEADER = struct.Struct("<IIQ")
-"""Epoch, length, sequence: before the client's bytes in each message."""
+"""Epoch, length, number: before the client's bytes in each message."""
 STASH_MAX = 2048
 """Messages that may wait for an earlier one: more than receives are posted on all lanes of a stream."""
 
 
 class Work(NamedTuple):
-    """One request; `data` for a message, the three numbers for an RDMA WRITE."""
+    """One request: an RDMA WRITE of the three numbers, or a message of `data` whose number is `target_offset`."""
 
     sequence: int
     source_offset: int
@@ -40,14 +40,14 @@ class Lane(Protocol):
     target: int
     rkey: int
 
-    def post_message(self, sequence: int, data: bytes) -> None:
-        """Posts a SEND."""
+    def post_message(self, sequence: int, number: int, data: bytes) -> None:
+        """Posts a SEND of message `number`."""
 
 
 class Stream:
     """Sender's side of one virtual interface of a session, over all its paths. Sequences begin with 1 in each epoch."""
 
-    __slots__ = ("_on_former", "depth", "entries", "former", "lane", "next_sequence", "source_bytes", "target_bytes")
+    __slots__ = ("_on_former", "depth", "entries", "former", "lane", "messages", "next_sequence", "source_bytes", "target_bytes")
 
     def __init__(self, depth: int, source_bytes: int, target_bytes: int = 0) -> None:
         self.depth = depth
@@ -59,6 +59,8 @@ class Stream:
         """While moving: the lane whose work is still under way."""
         self._on_former = 0
         self.next_sequence = 1
+        self.messages = 0
+        """Messages of this epoch: they have a numbering of their own, as the receiver sees no writes."""
 
     def write(self, source_offset: int, length: int, target_offset: int) -> int:
         """Mirrors `length` bytes of the source region into the partner's; gives the sequence, 0 when the ledger is
@@ -92,9 +94,10 @@ class Stream:
             return 0
         sequence = self.next_sequence
         self.next_sequence = sequence + 1
-        self.entries.append(Work(sequence, 0, len(data), 0, data))
+        self.messages += 1
+        self.entries.append(Work(sequence, 0, len(data), self.messages, data))
         if self.lane is not None:
-            self.lane.post_message(sequence, data)
+            self.lane.post_message(sequence, self.messages, data)
         return sequence
 
     def confirm(self, lane: Lane, sequence: int) -> Work | None:
@@ -158,7 +161,7 @@ class Stream:
                     lane.target + work.target_offset, lane.rkey,
                 )  # fmt: skip
             else:
-                lane.post_message(work.sequence, work.data)
+                lane.post_message(work.sequence, work.target_offset, work.data)
 
 
 class Arrivals:

@@ -1,0 +1,233 @@
+"""Two hosts with real adapters under the driver: authentication, contained clients, dead hosts, nothing left behind."""
+
+from __future__ import annotations
+
+import zlib
+
+from ccm.client import Client
+from ccm.clients.failover_monitor import STALL_NS
+from ccm.clients.load import record_is_whole
+from ccm.history import Kind
+from ccm.needs import Needs
+from emul.clock import MILLISECOND, SECOND
+from emul.node_memory import Stage
+from tests.unit.ccm_hosts import NVRAM_BYTES, TwoHosts
+
+SHIPPED = ("nvram-mirror", "echo")
+
+
+def sessions(world: TwoHosts, node: int) -> dict[str, dict]:
+    partner = world.host(node).control({"op": "status"}, world.now)["partners"]["ba"[node]]
+    return {session["client"]: session for session in partner["sessions"]}
+
+
+def all_ready(world: TwoHosts) -> bool:
+    return all(
+        host is not None and len(found) == 2 and all(s["state"] == "READY" for s in found.values())
+        for node, host in enumerate(world.hosts)
+        for found in [sessions(world, node) if host is not None else {}]
+    )
+
+
+def load(world: TwoHosts, node: int, client: str, record: int, depth: int) -> None:
+    request = {"op": "workload.start", "client": client, "record": record, "depth": depth, "rate": 2000}
+    assert world.host(node).control(request, world.now) == {"ok": True}
+
+
+def running(**options) -> TwoHosts:
+    world = TwoHosts(named=SHIPPED, **options)
+    world.boot()
+    assert world.run(SECOND, lambda: all_ready(world))
+    return world
+
+
+def test_mirrored_records_are_on_both_cards_and_messages_are_echoed():
+    world = running()
+    load(world, 0, "nvram-mirror", 4096, 4)
+    load(world, 0, "echo", 512, 2)
+    world.run(50 * MILLISECOND)
+    for node in (0, 1):
+        world.host(node).control({"op": "workload.stop"}, world.now)
+    outstanding = lambda: world.host(0).workload.outstanding  # noqa: E731
+    assert world.run(SECOND, lambda: outstanding() == 0)
+    committed = [e for e in world.history(0, Kind.COMMITTED) if e.client == 1]
+    assert len(committed) > 20
+    for entry in committed:
+        own = bytes(world.nvram[0].buffer[entry.offset : entry.offset + entry.length])
+        start = NVRAM_BYTES // 2 + entry.offset
+        mirrored = bytes(world.nvram[1].buffer[start : start + entry.length])
+        assert zlib.crc32(own) == entry.digest and own == mirrored and record_is_whole(mirrored)
+    delivered = [(e.sequence, e.digest) for e in world.history(1, Kind.DELIVERED)]
+    sent = [(e.sequence, e.digest) for e in world.history(0, Kind.SUBMITTED) if e.client == 2]
+    assert delivered == sent, "each once, in order, as it was sent"
+
+
+def test_work_goes_on_over_the_other_path_and_nothing_is_lost_or_doubled():
+    world = running()
+    load(world, 0, "nvram-mirror", 4096, 8)
+    load(world, 0, "echo", 512, 8)
+    world.run(20 * MILLISECOND)
+    world.cut(0)
+    world.run(20 * MILLISECOND)
+    world.cut(0, connected=True)
+    world.run(400 * MILLISECOND)
+    world.cut(1)
+    world.run(20 * MILLISECOND)
+    world.host(0).control({"op": "workload.stop"}, world.now)
+    assert world.run(SECOND, lambda: world.host(0).workload.outstanding == 0)
+    assert not world.history(0, Kind.ERROR_ALERT)
+    sequences = [e.sequence for e in world.history(1, Kind.DELIVERED)]
+    assert sequences == list(range(1, len(sequences) + 1))
+    for client in (1, 2):
+        done = [e.sequence for e in world.history(0, Kind.COMMITTED) if e.client == client]
+        assert done == list(range(1, len(done) + 1)) and len(done) > 100
+
+
+def test_a_stranger_without_the_key_gets_no_session_and_the_reason_is_told():
+    world = TwoHosts(named=SHIPPED, keys=("right", "wrong"))
+    world.boot()
+    world.run(SECOND)
+    for node in (0, 1):
+        assert not world.history(node, Kind.HANDSHAKE_STEP, Kind.READY_ALERT)
+        assert "WRONG_PROOF" in {fields.get("reason") for word, fields in world.logs[node] if word == "refused"}
+        assert world.memories[node].status.stage is Stage.SERVING
+
+
+class Clumsy(Client):
+    """Raises in every callback that it gets."""
+
+    name = "clumsy"
+
+    def needs(self, partner):
+        return Needs(message_bytes=64)
+
+    def on_ready(self, session, now):
+        session.send(b"hello")
+        raise RuntimeError("ready")
+
+    def on_message(self, session, data, now):
+        raise RuntimeError("message")
+
+    def on_completed(self, session, sequence, now):
+        raise RuntimeError("completed")
+
+
+def test_an_exception_in_a_client_is_counted_and_harms_nobody_else():
+    world = TwoHosts(((Clumsy(),), (Clumsy(),)), named=SHIPPED)
+    world.boot()
+    ready = lambda: len(world.history(0, Kind.READY_ALERT)) == 3  # noqa: E731
+    assert world.run(SECOND, ready)
+    load(world, 0, "nvram-mirror", 512, 4)
+    world.run(20 * MILLISECOND)
+    status = world.host(0).control({"op": "status"}, world.now)
+    assert status["client_errors"] == {"clumsy": 3}
+    assert status["workload"]["nvram-mirror"]["b"]["committed"] > 20
+
+
+class Talker(Client):
+    """Sends whenever there is room, and waits for nobody."""
+
+    name = "talker"
+
+    def needs(self, partner):
+        return Needs(depth=4, message_bytes=64)
+
+    def on_ready(self, session, now):
+        session.send(b"first")
+
+    def on_completed(self, session, sequence, now):
+        session.send(b"next")
+
+
+def test_a_dead_host_s_memory_is_still_written_and_its_messages_break_alone():
+    world = TwoHosts(((Talker(),), (Talker(),)), named=("nvram-mirror",))
+    world.boot()
+    assert world.run(SECOND, lambda: all_ready(world))
+    load(world, 0, "nvram-mirror", 4096, 4)
+    world.run(20 * MILLISECOND)
+    world.hosts[1] = None  # killed: its adapters answer
+    world.run(1500 * MILLISECOND)
+    broken = world.history(0, Kind.ERROR_ALERT)
+    assert {entry.client for entry in broken} == {4}, "messages need a host, mirrored writes don't"
+    committed = [e for e in world.history(0, Kind.COMMITTED) if e.client == 1]
+    assert committed[-1].at > world.now - 20 * MILLISECOND
+    world.boot(1)
+    assert world.run(2 * SECOND, lambda: all_ready(world))
+    stages = [e.extra for e in world.history(0, Kind.PARTNER_STATUS)]
+    assert Stage.LOADER in stages[-4:], "the boot was seen before the storage OS was active"
+
+
+def test_a_dead_path_is_fenced_through_the_other_one_while_the_host_is_dead():
+    world = running()
+    load(world, 0, "nvram-mirror", 4096, 4)
+    world.run(200 * MILLISECOND)
+    world.hosts[1] = None
+    route = sessions(world, 0)["nvram-mirror"]["routes"][0]
+    world.cut(route)
+    world.run(50 * MILLISECOND)
+    assert [e.extra for e in world.history(0, Kind.PATH_FENCED)] == [route]
+    assert not world.history(0, Kind.ERROR_ALERT)
+    assert [e for e in world.history(0, Kind.COMMITTED)][-1].at > world.now - 10 * MILLISECOND
+
+
+def test_after_the_close_only_the_well_known_connections_are_left():
+    world = TwoHosts(named=SHIPPED)
+    world.boot()
+    bare = world.run(SECOND, lambda: len(world.history(0, Kind.PATH_UP)) == 2) and world.host(0).driver.resources()
+    assert world.run(SECOND, lambda: all_ready(world))
+    load(world, 0, "echo", 512, 4)
+    world.run(30 * MILLISECOND)
+    held = world.host(0).driver.resources()
+    world.host(0).control({"op": "close"}, world.now)
+    assert world.run(SECOND, lambda: all(len(world.history(n, Kind.SESSION_CLOSED)) == 2 for n in (0, 1)))
+    world.run(50 * MILLISECOND)
+    for node in (0, 1):
+        left = world.host(node).control({"op": "resources"}, world.now)["verbs"]
+        assert all(each["qp"] == 1 for each in left), "one well-known connection for each path"
+        assert all(each["mr"] <= before["mr"] for each, before in zip(left, held, strict=True))
+    assert bare
+    world.host(0).control({"op": "open"}, world.now)
+    world.host(1).control({"op": "open"}, world.now)
+    assert world.run(SECOND, lambda: all_ready(world))
+    epochs = [e.epoch for e in world.history(0, Kind.READY_ALERT) if e.client == 1]
+    assert epochs == sorted(set(epochs)) and len(epochs) == 2
+
+
+def test_a_shutdown_tells_the_partner_and_leaves_the_stage():
+    world = running()
+    world.host(0).control({"op": "shutdown"}, world.now)
+    assert world.run(2 * SECOND, lambda: world.host(0).stopped)
+    world.run(100 * MILLISECOND)
+    assert world.memories[0].status.stage is Stage.FIRMWARE
+    assert not world.history(1, Kind.ERROR_ALERT), "closed, not broken"
+    assert len(world.history(1, Kind.SESSION_CLOSED)) == 2
+    assert [e.extra for e in world.history(1, Kind.PARTNER_STATUS)][-1] == Stage.FIRMWARE
+
+
+def test_the_failover_monitor_reports_a_host_that_stands_still():
+    world = TwoHosts(named=("failover-monitor",))
+    world.boot()
+    assert world.run(SECOND, lambda: len(world.history(0, Kind.READY_ALERT)) == 1)
+    world.hosts[1] = None
+    world.run(STALL_NS + 100 * MILLISECOND)
+    news = [fields["news"] for word, fields in world.logs[0] if word == "monitor"]
+    assert news[-1] == "stalled" and "stage" in news
+    world.boot(1)
+    world.run(100 * MILLISECOND)
+    news = [fields["news"] for word, fields in world.logs[0] if word == "monitor"]
+    assert "incarnation" in news and "beating" in news
+
+
+def test_bad_control_requests_are_answered_with_what_was_expected():
+    world = running()
+    host = world.host(0)
+    assert "unknown op 'nonsense'" in host.control({"op": "nonsense"}, world.now)["error"]
+    for request, word in (
+        ({"client": "nobody", "record": 512}, "no load for client"),
+        ({"client": "echo", "record": 0}, "record must be"),
+        ({"client": "echo", "record": 5000}, "a message has"),
+        ({"client": "nvram-mirror", "record": 512, "depth": 0}, "depth must be"),
+        ({"client": "nvram-mirror", "record": 512, "rate": -1}, "rate must be"),
+        ({"client": "nvram-mirror", "record": 1 << 19, "depth": 8}, "records fit the log"),
+    ):
+        assert word in host.control({"op": "workload.start", **request}, world.now)["error"]
