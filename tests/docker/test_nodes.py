@@ -283,3 +283,10 @@ def test_without_the_sdk_the_message_says_how_to_get_it(monkeypatch):
         Engine()
     assert "pip install docker" in str(caught.value)
     assert remove_leftovers(["any"]) == []
+
+
+def test_without_root_the_message_says_what_needs_it(engine, plan, lab_id, monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(MachineError, match="need root") as caught:
+        DockerNodes(engine, plan, lab_id)
+    assert "--world netns" in str(caught.value)
