@@ -7,6 +7,7 @@ forks: the first child joins, its child becomes the program, and its status come
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -93,10 +94,14 @@ def _as_grandchild(body: Callable[[], int]) -> NoReturn:
 
 
 def _execute(command: Sequence[str]) -> int:
+    # execvp would answer "permission denied" for an unknown program where PATH has a directory that can't be read.
+    if "/" not in command[0] and shutil.which(command[0]) is None:
+        sys.stderr.write(f"lab: {command[0]}: command not found\n")
+        return EXIT_NOT_FOUND
     try:
         os.execvp(command[0], list(command))
     except FileNotFoundError:
-        sys.stderr.write(f"lab: {command[0]}: command not found\n")
+        sys.stderr.write(f"lab: {command[0]}: no such program\n")
         return EXIT_NOT_FOUND
     except OSError as error:
         sys.stderr.write(f"lab: {command[0]}: {error.strerror}\n")
