@@ -161,23 +161,32 @@ def test_a_blackhole_can_swallow_one_direction(fabric: Fabric, station: Opens) -
     assert b.receive(1) == [b"now"]
 
 
-def test_arming_keeps_every_frame_and_their_order(fabric: Fabric, station: Opens) -> None:
-    """Frames pass while a rule is armed and disarmed: none is lost, none overtakes another."""
+def test_arming_under_traffic_keeps_every_frame_and_their_order(fabric: Fabric, station: Opens) -> None:
+    """Frames pass while rules are armed and disarmed: none is lost, none overtakes another."""
     a, b = station(fabric, "a.ic0"), station(fabric, "b.ic0")
+    enough = threading.Event()
     sent = 0
 
-    def send_some(count: int) -> None:
+    def send() -> None:
         nonlocal sent
-        for _ in range(count):
+        while not enough.wait(0.001):
             a.send(b.mac, b"%d" % sent)
             sent += 1
 
-    send_some(BURST)
-    rules = fabric.arm(["ic0"], [{"action": "observe", "opcode": "ARP"}])
-    send_some(BURST)
-    fabric.disarm(rules)
-    send_some(BURST)
-    assert b.receive(sent) == [b"%d" % number for number in range(sent)]
+    sender = threading.Thread(target=send)
+    sender.start()
+    arrived: list[bytes] = []
+    try:
+        for _ in range(5):
+            arrived += b.receive(5)
+            rules = fabric.arm(["ic0"], [{"action": "observe", "opcode": "ARP"}])
+            arrived += b.receive(5)
+            fabric.disarm(rules)
+    finally:
+        enough.set()
+        sender.join()
+    arrived += b.receive(sent - len(arrived))
+    assert arrived == [b"%d" % number for number in range(sent)]
 
 
 def test_an_armed_rule_meets_frames_and_tells(fabric: Fabric, station: Opens) -> None:
