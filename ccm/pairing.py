@@ -3,7 +3,9 @@
 Each side numbers its own life of a path (`generation`), makes queue pairs for it and publishes both together with the
 partner's generation that it belongs with (`paired_with`). Rules that converge from any start:
 
-- unpaired, the partner's record belongs to nobody or to us: pair with it;
+- unpaired, the partner's record belongs to nobody: the side that leads (the lower node id) pairs with it, the other one
+  waits, or both would begin anew for ever over records that cross;
+- unpaired, the partner's record belongs with our generation: pair with it;
 - paired, and the partner's generation is another: our queue pairs lead nowhere, the path is begun anew;
 - the partner belongs with an older generation of ours: wait, it will see ours and begin anew.
 
@@ -44,9 +46,10 @@ class Lane:
 class Pairing:
     """Generations and lanes of one path."""
 
-    __slots__ = ("generation", "lanes", "paired_with", "partner", "partner_fence_epoch")
+    __slots__ = ("generation", "lanes", "leads", "paired_with", "partner", "partner_fence_epoch")
 
-    def __init__(self) -> None:
+    def __init__(self, *, leads: bool) -> None:
+        self.leads = leads
         self.generation = 0
         self.paired_with = 0
         self.partner: PathInfo | None = None
@@ -77,7 +80,7 @@ class Pairing:
             return Verdict.WAIT
         if self.paired_with:
             return Verdict.PAIRED if info.generation == self.paired_with else Verdict.BROKEN
-        if info.paired_with not in (0, self.generation):
+        if info.paired_with != self.generation and not (self.leads and info.paired_with == 0):
             return Verdict.WAIT
         self.paired_with = info.generation
         self.partner_fence_epoch = info.fence_epoch

@@ -114,7 +114,7 @@ class Path:
         "reason", "relink_at", "retry_at", "retry_ns", "seen_sequence", "since", "state", "up_since",
     )  # fmt: skip
 
-    def __init__(self, index: int, adapter: int, incarnation: int, *, now: Instant) -> None:
+    def __init__(self, index: int, adapter: int, incarnation: int, *, leads: bool, now: Instant) -> None:
         self.index = index
         self.adapter = adapter
         self.carrier = True
@@ -124,7 +124,7 @@ class Path:
         self.reason = Reason.NONE
         self.handshake = Handshake(incarnation, index)
         self.liveness = Liveness(now=now)
-        self.pairing = Pairing()
+        self.pairing = Pairing(leads=leads)
         self.connect_by = now
         self.mtu = 1
         self.fence_epoch = 0
@@ -149,6 +149,10 @@ class Path:
         """Goes where the table says; whether the state changed. Raises KeyError for a cell that is not there."""
         former = self.state
         following = TABLE[what][former]
+        if what is Input.RESTARTED and following is PathState.HANDSHAKE:
+            # Also in mid-handshake: the steps under way name an incarnation that is no more.
+            self.poll_at, self.poll_posted, self.relink_at = now, False, None
+            self.handshake.restart()
         if following is former:
             return False
         self.state, self.since = following, now
@@ -162,8 +166,8 @@ class Path:
             self.liveness = Liveness(now=now)
         elif following is PathState.DOWN:
             self._go_down(former, now=now, reason=reason)
-        elif following is PathState.HANDSHAKE:
-            self.poll_at, self.poll_posted, self.relink_at = now, False, None
+        elif following is PathState.HANDSHAKE and former is PathState.CONNECTING:
+            self.poll_at, self.poll_posted = now, False
             self.handshake.restart()
         return True
 

@@ -72,7 +72,10 @@ class Peering:
         self.node_name = name
         self.incarnation = incarnation
         self.out: list[Action] = []
-        self.paths = PathSet([Path(index, adapter, incarnation, now=now) for index, adapter in partner.paths])
+        leads = node < partner.node
+        self.paths = PathSet(
+            [Path(index, adapter, incarnation, leads=leads, now=now) for index, adapter in partner.paths]
+        )
         self.publisher = Publisher(node, incarnation, partner.node)
         self.sessions = SessionSet(self.publisher, self.paths, known_epoch, self.out)
         self.partner_incarnation = 0
@@ -263,6 +266,7 @@ class Peering:
 
     def _prove(self, path: Path, *, now: Instant) -> None:
         """Four steps done: the exchange begins on this path with a new generation."""
+        assert path.handshake.partner_incarnation == self.partner_incarnation
         path.take(Input.PROVEN, now=now)
         path.pairing.begin()
         self.out.append(ReadInbox(self.partner))

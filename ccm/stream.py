@@ -47,7 +47,17 @@ class Lane(Protocol):
 class Stream:
     """Sender's side of one virtual interface of a session, over all its paths. Sequences begin with 1 in each epoch."""
 
-    __slots__ = ("_on_former", "depth", "entries", "former", "lane", "messages", "next_sequence", "source_bytes", "target_bytes")
+    __slots__ = (
+        "_on_former",
+        "depth",
+        "entries",
+        "former",
+        "lane",
+        "messages",
+        "next_sequence",
+        "source_bytes",
+        "target_bytes",
+    )
 
     def __init__(self, depth: int, source_bytes: int, target_bytes: int = 0) -> None:
         self.depth = depth

@@ -136,7 +136,12 @@ class TwoHosts:
                     "name": NAMES[1 - node],
                     "id": 2 - node,
                     "paths": [
-                        {"index": path, "adapter": path, "local": _address(node, path), "remote": _address(1 - node, path)}
+                        {
+                            "index": path,
+                            "adapter": path,
+                            "local": _address(node, path),
+                            "remote": _address(1 - node, path),
+                        }
                         for path in range(self.paths)
                     ],
                 }

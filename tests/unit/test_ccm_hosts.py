@@ -167,7 +167,7 @@ def test_a_dead_path_is_fenced_through_the_other_one_while_the_host_is_dead():
     world.run(50 * MILLISECOND)
     assert [e.extra for e in world.history(0, Kind.PATH_FENCED)] == [route]
     assert not world.history(0, Kind.ERROR_ALERT)
-    assert [e for e in world.history(0, Kind.COMMITTED)][-1].at > world.now - 10 * MILLISECOND
+    assert world.history(0, Kind.COMMITTED)[-1].at > world.now - 10 * MILLISECOND
 
 
 def test_after_the_close_only_the_well_known_connections_are_left():

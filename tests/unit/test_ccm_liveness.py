@@ -1,0 +1,72 @@
+"""When silence is silence: limits that adapt, and time that is ours."""
+
+from __future__ import annotations
+
+from ccm.liveness import (
+    ALONE_LIMIT_NS,
+    LIMIT_FACTOR,
+    LIMIT_FLOOR_NS,
+    LIMIT_MOST_NS,
+    PROBE_INTERVAL_NS,
+    WINDOW_NS,
+    Liveness,
+)
+from emul.clock import MILLISECOND, SECOND, Instant
+
+START = Instant(SECOND)
+
+
+def test_who_did_not_ask_can_t_miss_an_answer():
+    liveness = Liveness(now=START)
+    assert liveness.silent_at() is None
+    liveness.on_probe(now=START)
+    assert liveness.silent_at() == START + LIMIT_FLOOR_NS
+
+
+def test_one_probe_is_under_way_at_a_time():
+    liveness = Liveness(now=START)
+    assert liveness.probe_due(now=START)
+    liveness.on_probe(now=START)
+    assert not liveness.probe_due(now=Instant(START + SECOND))
+    liveness.on_answer(now=Instant(START + MILLISECOND))
+    assert not liveness.probe_due(now=Instant(START + 2 * MILLISECOND))
+    assert liveness.probe_due(now=Instant(START + PROBE_INTERVAL_NS))
+
+
+def test_anything_that_comes_back_is_life():
+    liveness = Liveness(now=START)
+    liveness.on_probe(now=START)
+    liveness.on_life(now=Instant(START + 10 * MILLISECOND))
+    assert liveness.silent_at() == START + 10 * MILLISECOND + LIMIT_FLOOR_NS
+
+
+def test_a_long_silence_before_the_probe_counts_only_one_interval():
+    liveness = Liveness(now=START)
+    late = Instant(START + SECOND)
+    liveness.on_probe(now=late)
+    assert liveness.silent_at() == late - PROBE_INTERVAL_NS + LIMIT_FLOOR_NS
+
+
+def test_time_during_which_we_were_not_run_is_credited():
+    liveness = Liveness(now=START)
+    liveness.on_probe(now=START)
+    woken = Instant(START + 80 * MILLISECOND)
+    liveness.credit(75 * MILLISECOND, now=woken)
+    assert liveness.silent_at() == START + 75 * MILLISECOND + LIMIT_FLOOR_NS
+
+
+def test_the_limit_follows_the_worst_round_trip_and_forgets_it():
+    liveness = Liveness(now=START)
+
+    def round_trip(at: int, rtt: int) -> None:
+        liveness.on_probe(now=Instant(at))
+        liveness.on_answer(now=Instant(at + rtt))
+
+    round_trip(START, 8 * MILLISECOND)
+    assert liveness.limit_ns == LIMIT_FACTOR * 8 * MILLISECOND
+    round_trip(START + 20 * MILLISECOND, 900 * MILLISECOND)
+    assert liveness.limit_ns == LIMIT_MOST_NS and liveness.alone_limit_ns == ALONE_LIMIT_NS
+    round_trip(START + WINDOW_NS + SECOND, MILLISECOND)
+    assert liveness.limit_ns == LIMIT_MOST_NS, "the window before still counts"
+    round_trip(START + 2 * WINDOW_NS + 3 * SECOND, MILLISECOND)
+    assert liveness.limit_ns == LIMIT_FLOOR_NS
