@@ -4,7 +4,8 @@ The lab builds what it always builds: a namespace for each node with IPv6 and fo
 pairs, joined by redirects, so that a fault can be put into them. Both references build *less*, veths without joints:
 
 - `ip -batch` makes namespaces, veths and the bridge; `ip -all netns exec` brings the nodes' loopback up.
-- the floor sends netlink messages that were encoded before the clock started, from one process without forks.
+- the floor sends netlink messages that were encoded before the clock started, from one process without forks, and gives
+  each node an address (the lab's adapters have theirs themselves).
 
 Each build happens in a process with private namespaces. Up means ready for processes: namespaces, loopbacks, interfaces
 up. Down lasts until the command has ended: for `ip -batch` that, for the lab the end of the process that holds it all.
@@ -34,6 +35,8 @@ NAME = "bring-up"
 HELP = "namespaces and cables up and down, beside ip -batch and the netlink floor"
 REPETITIONS = 7
 SIZES = (2, 10, 50, 200)
+SMALL = 20
+"""Builds of fewer nodes than this are repeated more often: they take a millisecond, as long as a disturbance does."""
 SHAPES = ("star", "pairs")
 IP_RATIO_MAX, FLOOR_RATIO_MAX, TEARDOWN_RATIO_MAX = 0.8, 2.0, 1.0
 MTU = 2200
@@ -71,7 +74,7 @@ def run(repetitions: int) -> list[Row]:
 def _measure(shape: str, nodes: int, repetitions: int) -> list[Row]:
     builders: dict[str, Builder] = {"lab": _lab, "ip": _ip, "floor": _floor}
     timings: dict[str, list[_Timing]] = {name: [] for name in builders}
-    for _ in range(repetitions):
+    for _ in range(repetitions * max(1, SMALL // nodes)):
         for name, builder in builders.items():
             timings[name].append(_time_one(builder, shape, nodes))
             _settle(nodes)

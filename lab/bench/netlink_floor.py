@@ -1,4 +1,6 @@
-"""The least that a fabric needs: ready-made rtnetlink messages from one process, as a C program would send them.
+"""The least that a usual lab of namespaces needs: ready-made rtnetlink messages from one process, as in C.
+
+Each node gets its namespace, one plain veth (to the switch, or to its neighbour), an address, and all interfaces up.
 
 A reference, deliberately independent of lab.fabric.netlink: bytes packed by hand before the clock starts, sent in as
 few packets as fit, the last message of each acknowledged. As fast as the same in C within a few percent.
@@ -6,6 +8,7 @@ few packets as fit, the last message of each acknowledged. As fast as the same i
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
@@ -16,6 +19,7 @@ from lab.fabric import namespaces
 _RTM_NEWLINK = 16
 _CREATE_EXCLUSIVE = 0x600
 _UP = 1
+_SIOCSIFADDR = 0x8916
 _IFNAME, _MTU, _MASTER, _LINKINFO, _NET_NS_FD, _GROUP = 3, 4, 10, 18, 28, 27
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _PACKET_BYTES_MAX = 32 * 1024
@@ -51,7 +55,7 @@ def prepare(cables: Sequence[tuple[int, int | None]], nodes: int, mtu: int) -> C
             # Its port of the switch: a bridge takes it only when it exists.
             messages.append(_set(_INNER_INDEX + number, _number(_MASTER, _SWITCH_INDEX)))
     packets = _packets(messages)
-    rights = [first + right for _, right in cables if right is not None]
+    rights = frozenset(first + right for _, right in cables if right is not None)
 
     def build() -> None:
         for node in range(nodes):
@@ -63,11 +67,19 @@ def prepare(cables: Sequence[tuple[int, int | None]], nodes: int, mtu: int) -> C
         namespaces.setns(own, namespaces.CLONE_NEWNET)
         for packet in packets:
             _send(connection, packet)
-        for descriptor in rights:
-            namespaces.setns(descriptor, namespaces.CLONE_NEWNET)
-            namespaces.bring_up("ic0")
+        for node in range(nodes):
+            namespaces.setns(first + node, namespaces.CLONE_NEWNET)
+            _set_address("ic0", node)
+            if first + node in rights:
+                namespaces.bring_up("ic0")
 
     return build
+
+
+def _set_address(interface: str, node: int) -> None:
+    address = struct.pack("HH4s8x", socket.AF_INET, 0, bytes((10, 0, node >> 8, node & 0xFF)))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as request:
+        fcntl.ioctl(request, _SIOCSIFADDR, struct.pack("16s16s", interface.encode(), address))
 
 
 def _send(connection: socket.socket, packet: bytes) -> None:

@@ -90,10 +90,10 @@ class Rig:
             connection.apply([veth, netlink.group_up(_GROUP)])
             connection.close()
             if addressed:
-                _set_address(name, RIGHT_STREAM)
+                set_address(name, RIGHT_STREAM)
         with self.inside(self.left):
             if addressed:
-                _set_address(name, LEFT_STREAM)
+                set_address(name, LEFT_STREAM)
         return name
 
     def open_port(self, namespace: int, interface: str) -> XdpPort | PacketPort:
@@ -136,7 +136,8 @@ class Rig:
         os.close(self.right)
 
 
-def _set_address(interface: str, address: str) -> None:
+def set_address(interface: str, address: str) -> None:
+    """Gives an interface of the caller's network namespace an IPv4 address (a /24) and brings it up. Raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as request:
         for code, value in ((_SIOCSIFADDR, address), (_SIOCSIFNETMASK, "255.255.255.0")):
             sockaddr = struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(value))
