@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 MESSAGE_HEADER = struct.Struct("<IIQ")
 """Epoch, length, number: before the client's bytes in each message."""
@@ -20,14 +20,10 @@ STASH_MAX = 2048
 """Messages that may wait for an earlier one: more than receives are posted on all lanes of a stream."""
 
 
-class Work(NamedTuple):
-    """One request: an RDMA WRITE of the three numbers, or a message of `data` whose number is `target_offset`."""
-
-    sequence: int
-    source_offset: int
-    length: int
-    target_offset: int
-    data: bytes | None
+Work = tuple[int, int, int, int, bytes | None]
+"""One request: sequence, source offset, length, target offset, None; or sequence, 0, length, message number, data.
+A bare tuple, as one is made for each write.
+"""
 
 
 class Lane(Protocol):
@@ -90,7 +86,7 @@ class Stream:
             return 0
         sequence = self.next_sequence
         self.next_sequence = sequence + 1
-        entries.append(Work(sequence, source_offset, length, target_offset, None))
+        entries.append((sequence, source_offset, length, target_offset, None))
         lane = self.lane
         if lane is not None:
             lane.post_write(
@@ -105,7 +101,7 @@ class Stream:
         sequence = self.next_sequence
         self.next_sequence = sequence + 1
         self.messages += 1
-        self.entries.append(Work(sequence, 0, len(data), self.messages, data))
+        self.entries.append((sequence, 0, len(data), self.messages, data))
         if self.lane is not None:
             self.lane.post_message(sequence, self.messages, data)
         return sequence
@@ -114,10 +110,10 @@ class Stream:
         """The request completed on `lane`; None for a lane whose completions no longer count."""
         entries = self.entries
         if lane is self.lane:
-            if entries and entries[0].sequence == sequence:
+            if entries and entries[0][0] == sequence:
                 return entries.popleft()
             return None
-        if lane is self.former and entries and entries[0].sequence == sequence:
+        if lane is self.former and entries and entries[0][0] == sequence:
             work = entries.popleft()
             self._on_former -= 1
             return work
@@ -164,14 +160,11 @@ class Stream:
         return count
 
     def _post(self, lane: Lane, works: list[Work]) -> None:
-        for work in works:
-            if work.data is None:
-                lane.post_write(
-                    work.sequence, lane.source + work.source_offset, work.length, lane.lkey,
-                    lane.target + work.target_offset, lane.rkey,
-                )  # fmt: skip
+        for sequence, source, length, target, data in works:
+            if data is None:
+                lane.post_write(sequence, lane.source + source, length, lane.lkey, lane.target + target, lane.rkey)
             else:
-                lane.post_message(work.sequence, work.target_offset, work.data)
+                lane.post_message(sequence, target, data)
 
 
 class Arrivals:

@@ -15,16 +15,18 @@ from dataclasses import dataclass
 from ccm.client import Session
 from ccm.clients.echo import HEADER_BYTES as ECHO_HEADER_BYTES
 from ccm.clients.echo import MESSAGE_BYTES_MAX, Echo, request
+from ccm.clients.nvram_mirror import DEPTH as MIRROR_DEPTH
 from ccm.clients.nvram_mirror import NvramMirror
 from ccm.history import HistoryWriter, Kind
 from emul.clock import SECOND, Instant
 from emul.wire.icrc import crc32
 
 RECORD_MAGIC = 0x4C4F4144
-_HEADER = struct.Struct("<IHHQQII")
-"""Magic, node id, version, incarnation, sequence, length, CRC-32."""
-RECORD_HEADER_BYTES = _HEADER.size
-_CHECKED_BYTES = RECORD_HEADER_BYTES - 4
+_HEADER = struct.Struct("<IHHQQI")
+"""Magic, node id, version, incarnation, sequence, length; then the CRC-32."""
+_CHECK = struct.Struct("<I")
+_CHECKED_BYTES = _HEADER.size
+RECORD_HEADER_BYTES = _CHECKED_BYTES + _CHECK.size
 _VERSION = 1
 WINDOWS = 61
 """Different fillers: windows into one random block, so that their checksums are known beforehand."""
@@ -67,16 +69,16 @@ class RecordMaker:
     def make(self, sequence: int) -> bytes:
         """Record `sequence`."""
         window = sequence % WINDOWS
-        head = _HEADER.pack(RECORD_MAGIC, self._node, _VERSION, self._incarnation, sequence, self._bytes, 0)
-        check = crc32(head[:_CHECKED_BYTES], self._checks[window])
-        return head[:_CHECKED_BYTES] + check.to_bytes(4, "little") + self._fillers[window]
+        head = _HEADER.pack(RECORD_MAGIC, self._node, _VERSION, self._incarnation, sequence, self._bytes)
+        return b"".join((head, _CHECK.pack(crc32(head, self._checks[window])), self._fillers[window]))
 
 
 def record_is_whole(data: bytes) -> bool:
     """Whether `data` is one of our records, undamaged."""
     if len(data) < RECORD_HEADER_BYTES:
         return False
-    magic, _, version, _, _, length, check = _HEADER.unpack_from(data)
+    magic, _, version, _, _, length = _HEADER.unpack_from(data)
+    (check,) = _CHECK.unpack_from(data, _CHECKED_BYTES)
     if magic != RECORD_MAGIC or version != _VERSION or length != len(data):
         return False
     return bool(crc32(data[:_CHECKED_BYTES], crc32(data[RECORD_HEADER_BYTES:])) == check)
@@ -181,8 +183,12 @@ class Load:
         self._last_commit_at = now
         if gap > self.longest_gap_ns:
             self.longest_gap_ns = gap
-        if self.running:
+        if not self.running:
+            return
+        if self._gap_ns or len(self._under_way) + 1 != self.spec.depth:
             self.submit(now)
+        else:
+            self._submit_one(session, now)
 
     def submit(self, now: Instant) -> None:
         """Submits as much as depth, rate and the client's room allow."""
@@ -236,14 +242,13 @@ class MirrorLoad(Load):
         self._maker = RecordMaker(origin.node, origin.incarnation, spec.record_bytes, seed)
 
     def _submit_one(self, session: Session, now: Instant) -> bool:
-        mirror = self._mirror
-        if mirror.room <= 0:
+        if len(session.streams[0].entries) >= MIRROR_DEPTH:
             return False
         sequence = self.next_sequence
         offset = sequence % self._slots * self.spec.record_bytes
         record = self._maker.make(sequence)
         self._note(session, sequence, offset, len(record), crc32(record), now)
-        mirror.write(offset, record)
+        self._mirror.write(offset, record)
         return True
 
 

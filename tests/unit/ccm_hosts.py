@@ -28,8 +28,8 @@ class TwoHosts:
     """Nodes 0 and 1 (ids 1 and 2), `paths` cables. Hosts are booted by the test."""
 
     def __init__(
-        self, clients: Sequence[Sequence[Client]] = ((), ()), *, paths: int = 2, named: Sequence[str] = (), seed: int = 1,
-        keys: tuple[str, str] = ("key", "key"),
+        self, clients: Sequence[Sequence[Client]] = ((), ()), *, paths: int = 2, named: Sequence[str] = (),
+        seed: int = 1, keys: tuple[str, str] = ("key", "key"),
     ) -> None:  # fmt: skip
         self.now = Instant(10 * MILLISECOND)
         self.paths = paths

@@ -60,7 +60,8 @@ bodies = {
         ),
     ),
     RecordKind.PATH: st.builds(
-        PathInfo, st.integers(1, 0xFFFFFFFF), u32, u64, st.integers(1, 5), st.lists(lanes, max_size=CLIENTS_MAX).map(tuple)
+        PathInfo, st.integers(1, 0xFFFFFFFF), u32, u64, st.integers(1, 5),
+        st.lists(lanes, max_size=CLIENTS_MAX).map(tuple),
     ),
 }  # fmt: skip
 

@@ -32,7 +32,7 @@ def test_a_full_ledger_takes_nothing():
     lane = FakeLane()
     stream = stream_on(lane, depth=2)
     assert [stream.write(0, 8, 0) for _ in range(3)] == [1, 2, 0]
-    assert stream.confirm(lane, 1).sequence == 1
+    assert stream.confirm(lane, 1)[0] == 1
     assert stream.send(b"x") == 3
 
 
@@ -55,7 +55,7 @@ def test_what_is_unconfirmed_is_replayed_in_order_and_late_completions_don_t_cou
     assert stream.write(0, 8, 0) == 5 and lost.posted == [1, 2, 3, 4], "taken, not posted"
     assert stream.route(other) == 4 and other.posted == [2, 3, 4, 5]
     assert stream.confirm(lost, 2) is None
-    assert [stream.confirm(other, n).sequence for n in (2, 3, 4, 5)] == [2, 3, 4, 5]
+    assert [stream.confirm(other, n)[0] for n in (2, 3, 4, 5)] == [2, 3, 4, 5]
 
 
 def test_a_move_waits_for_the_work_under_way_and_posts_nothing_twice():
