@@ -14,6 +14,7 @@ from typing import Any
 from ccm.history import HEADER_BYTES, RECORD_BYTES, RECORDS_MAX
 from emul.clock import MILLISECOND
 from emul.memory import Memory
+from emul.node_memory import FENCES_OFFSET
 from lab.errors import LabError
 from lab.fabric.client import Fabric, HostSilent
 from lab.plan import Plan
@@ -209,6 +210,12 @@ class NetnsWorld:
         """The card's file, which its host and adapters have mapped."""
         path = self.fabric.nvram_path(node)
         return path.read_bytes() if path.exists() else bytes(self._plan.topology.nodes[node].nvram_bytes)
+
+    def fence_epoch(self, node: str, slot: int) -> int:
+        """As the file of the node's memory has it."""
+        with self.fabric.node_memory_path(node).open("rb") as file:
+            file.seek(FENCES_OFFSET + 8 * slot)
+            return int.from_bytes(file.read(8), "little")
 
     def counters(self, node: str) -> dict[str, int]:
         """As the node's host reads them from its adapters; empty when it doesn't answer."""

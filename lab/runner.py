@@ -10,15 +10,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from ccm.history import Kind, count_entries, read_entries
+from ccm.history import Kind, read_entries
 from emul.clock import MILLISECOND, SECOND
-from lab.check.evidence import Evidence, FaultRecord, NodeResources, Session, merge
+from emul.node_memory import fence_slot
+from lab.check.evidence import Evidence, FaultRecord, NodeResources, PathEnd, Session, merge
 from lab.check.mirror import MIRROR_CLIENT
 from lab.faults import FAULTS
 from lab.plan import Plan
 from lab.scenario import At, OnSession, Scenario
 from lab.topology import CLIENTS, Topology
-from lab.watcher import Watcher, streams_that_flow
+from lab.watcher import FlowWatch, Watcher
 from lab.world import Firing, HostUnreachable, PlannedFault, World, touched
 
 READY_BOUND_NS = 30 * SECOND
@@ -361,13 +362,11 @@ class Runner:
             if entry.at is not None and entry.cleared is None and FAULTS[entry.fault.kind].undone:
                 self._clear(entry)
         quiet_at = self.world.now()
-        starts = {node: count_entries(buffer) for node, buffer in self._histories().items()}
-        streams = expected_streams(self.plan, self.scenario)
+        flow = FlowWatch(expected_streams(self.plan, self.scenario), quiet_at)
+        flow.begin(self._histories())
 
         def converged() -> bool:
-            if not self._watcher.all_ready():
-                return False
-            return len(streams_that_flow(self._histories(), starts, streams, quiet_at)) == len(streams)
+            return flow.poll(self._histories()) and self._watcher.all_ready()
 
         bound = max([CONVERGE_BOUND_NS, *(_within(parameters) for parameters in self.scenario.expect.values())])
         if self._wait(converged, bound):
@@ -412,6 +411,7 @@ class Runner:
             entries=merge([list(read_entries(world.history(node))) for node in ids]),
             faults=self._fault_records(),
             nvram=nvram if nvram is not None else {ids[node]: world.nvram(node) for node in ids},
+            fences=self._fences(),
             counters={ids[node]: world.counters(node) for node in ids},
             resources={number: NodeResources(**moments) for number, moments in sorted(self._resources.items())},
             load_at=self._load_at or now,
@@ -435,6 +435,16 @@ class Runner:
                 )
             )  # fmt: skip
         return records
+
+    def _fences(self) -> dict[PathEnd, int]:
+        """What stands in each node's memory for the paths that lead to it."""
+        standing = {}
+        for node, other in _pairs(self.plan):
+            number, partner = self.plan.node_ids[node], self.plan.node_ids[other]
+            for path in self.plan.paths(node, other):
+                epoch = self.world.fence_epoch(other, fence_slot(number, path.index))
+                standing[PathEnd(number, partner, path.index)] = epoch
+        return standing
 
     def _note_resources(self, moment: str) -> None:
         for node, number in self.plan.node_ids.items():

@@ -71,20 +71,35 @@ class Watcher:
                 del self.ready[other]
 
 
-def streams_that_flow(
-    histories: Mapping[str, memoryview], starts: Mapping[str, int], streams: Sequence[Session], since: int
-) -> set[Session]:
-    """Which streams committed what was submitted at or after `since`; reads each history from its start index."""
-    submitted: set[tuple[Session, int, int]] = set()
-    flowing: set[Session] = set()
-    wanted = set(streams)
-    for node, buffer in histories.items():
-        for entry in read_entries(buffer, starts.get(node, 0)):
-            session = Session(entry.node, entry.partner, entry.client)
-            if session not in wanted or session in flowing or entry.at < since:
-                continue
-            if entry.kind == Kind.SUBMITTED:
-                submitted.add((session, entry.incarnation, entry.sequence))
-            elif entry.kind == Kind.COMMITTED and (session, entry.incarnation, entry.sequence) in submitted:
-                flowing.add(session)
-    return flowing
+@dataclass(slots=True)
+class FlowWatch:
+    """Waits until each stream has committed something that was submitted at or after `since`."""
+
+    streams: Sequence[Session]
+    since: int
+    flowing: set[Session] = field(default_factory=set)
+    _submitted: set[tuple[Session, int, int]] = field(default_factory=set)
+    _next: dict[str, int] = field(default_factory=dict)
+
+    def begin(self, histories: Mapping[str, memoryview]) -> None:
+        """What is written until now doesn't count."""
+        self._next = {node: count_entries(buffer) for node, buffer in histories.items()}
+
+    def poll(self, histories: Mapping[str, memoryview]) -> bool:
+        """Reads what is new; whether all streams flow."""
+        wanted = set(self.streams)
+        for node, buffer in histories.items():
+            for entry in read_entries(buffer, self._next.get(node, 0)):
+                self._next[node] = self._next.get(node, 0) + 1
+                session = Session(entry.node, entry.partner, entry.client)
+                if session in wanted and entry.at >= self.since:
+                    self._take(entry, session)
+        return len(self.flowing) == len(wanted)
+
+    def _take(self, entry: Entry, session: Session) -> None:
+        name = (session, entry.incarnation, entry.sequence)
+        if entry.kind == Kind.SUBMITTED:
+            self._submitted.add(name)
+        elif entry.kind == Kind.COMMITTED and name in self._submitted:
+            self._submitted.discard(name)
+            self.flowing.add(session)

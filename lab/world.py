@@ -114,6 +114,9 @@ class World(Protocol):
     def nvram(self, node: str) -> bytes:
         """A copy of what the node's NVRAM card holds now."""
 
+    def fence_epoch(self, node: str, slot: int) -> int:
+        """The fence epoch that stands in a slot of the node's memory (emul.node_memory)."""
+
     def counters(self, node: str) -> dict[str, int]:
         """The counters of the node's adapters, summed."""
 

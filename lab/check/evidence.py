@@ -89,6 +89,8 @@ class Evidence:
     """Node id to its NVRAM card's contents after the work was stopped: first half its own log, second half a mirror."""
     counters: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     """Node id to the sums of its adapters' counters."""
+    fences: Mapping[PathEnd, int] = field(default_factory=dict)
+    """By the path end that is fenced: the fence epoch that stands in the partner's memory at the end."""
     resources: Mapping[int, NodeResources] = field(default_factory=dict)
     leftovers: Sequence[str] = ()
     """What was still there after the teardown."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ccm.history import Entry, Kind
 from emul.node_memory import Stage
-from lab.check.evidence import CheckResult, Evidence, Findings
+from lab.check.evidence import CheckResult, Evidence, Findings, PathEnd
 
 STEPS = (1, 2, 3, 4)
 """Read 1, write 1, read 2, write 2."""
@@ -50,7 +50,9 @@ def _judge_steps(evidence: Evidence, findings: Findings, node: int, partner: int
 
 
 def fence_before_replay(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResult:
-    """Nothing is posted again before the partner has acknowledged the fence of the path that failed last."""
+    """Nothing is posted again before the partner has acknowledged the fence of the path that failed last, and each
+    fence that a node was told of stands in its partner's memory.
+    """
     findings = Findings("fence.before_replay")
     for node in evidence.nodes:
         for partner in evidence.nodes:
@@ -72,6 +74,7 @@ def _judge_fences(evidence: Evidence, findings: Findings, node: int, partner: in
             fenced.discard(entry.extra)
         elif entry.kind == Kind.PATH_FENCED:
             fenced.add(entry.extra)
+            _judge_standing(evidence, findings, entry)
         else:
             findings.looked()
             if lost is not None and lost.extra not in fenced:
@@ -80,6 +83,16 @@ def _judge_fences(evidence: Evidence, findings: Findings, node: int, partner: in
                     f" on path {entry.extra} at {evidence.ms(entry.at)}, path {lost.extra} was lost at"
                     f" {evidence.ms(lost.at)} and not fenced"
                 )
+
+
+def _judge_standing(evidence: Evidence, findings: Findings, entry: Entry) -> None:
+    """Fence epochs only grow, so one that was raised in the run is there at its end."""
+    standing = evidence.fences.get(PathEnd(entry.node, entry.partner, entry.extra))
+    if standing is not None and standing < entry.sequence:
+        findings.problem(
+            f"{evidence.node_name(entry.node)} was told that path {entry.extra} is fenced at epoch {entry.sequence},"
+            f" in {evidence.node_name(entry.partner)}'s memory stands {standing}"
+        )
 
 
 def partner_readable(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResult:
@@ -125,6 +138,9 @@ def retransmission_seen(evidence: Evidence, parameters: Mapping[str, object]) ->
         for name, amount in counters.items()
         if name in RETRANSMISSION_COUNTERS
     )
-    if not total:
-        return CheckResult("retransmission.seen", None, 0, "no adapter counted a retransmission")
-    return CheckResult("retransmission.seen", True, total, f"{total} packets sent again")
+    if total:
+        return CheckResult("retransmission.seen", True, total, f"{total} packets sent again")
+    met = sum(fault.fired for fault in evidence.faults if fault.counts_frames)
+    if met:
+        return CheckResult("retransmission.seen", False, met, f"{met} frames met a fault, and nothing was sent again")
+    return CheckResult("retransmission.seen", None, 0, "no frame met a fault")

@@ -241,6 +241,10 @@ class SimWorld:
         """What the card holds."""
         return bytes(self.nodes[node].nvram.buffer)
 
+    def fence_epoch(self, node: str, slot: int) -> int:
+        """As the node's memory has it."""
+        return self.nodes[node].memory.fence_epoch(slot)
+
     def counters(self, node: str) -> dict[str, int]:
         """Of all adapters of the node."""
         total: dict[str, int] = {}

@@ -136,6 +136,9 @@ class ScriptedWorld:
             self.cards[node][middle : middle + 8] = b"\xff" * 8
         return bytes(self.cards[node])
 
+    def fence_epoch(self, node: str, slot: int) -> int:
+        return 0 if self.misbehave == "fence does not stand" else 1
+
     def counters(self, node: str) -> dict[str, int]:
         return {"retransmitted": 1}
 

@@ -425,6 +425,13 @@ def test_a_replay_without_fence_is_found(story: Story) -> None:
     assert_fails(story.judge("fence.before_replay"), "3 requests posted again on path 1", "not fenced")
 
 
+def test_a_fence_that_does_not_stand_in_the_partners_memory_is_found(story: Story) -> None:
+    failover(story, 101, 110)
+    evidence = story.evidence()
+    evidence.fences = {PathEnd(A, B, 0): 0}
+    assert_fails(CHECKS["fence.before_replay"](evidence, {}), "fenced at epoch 1", "stands 0")
+
+
 def test_a_fence_of_an_earlier_failure_does_not_count(story: Story) -> None:
     failover(story, 101, 110)
     story.note(200, Kind.PATH_UP, A, extra=0)
@@ -447,6 +454,11 @@ def test_boot_status_read_only_when_serving_is_found(story: Story) -> None:
     story.note(200, Kind.STAGE, B, extra=Stage.STORAGE_OS)
     story.note(205, Kind.PARTNER_STATUS, A, extra=Stage.SERVING, sequence=2)
     assert_fails(story.judge("partner.readable"), "a read nothing of b")
+
+
+def test_a_lost_frame_that_nobody_sent_again_is_found(story: Story) -> None:
+    story.faults.append(FaultRecord(1, "cable.drop", "ic0", 5, None, 1, counts_frames=True))
+    assert_fails(story.judge("retransmission.seen"), "1 frames met a fault")
 
 
 def test_retransmissions_are_counted(story: Story) -> None:

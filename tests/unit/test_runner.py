@@ -78,6 +78,7 @@ def test_a_host_that_boots_again_is_told_to_work_again(play: Run) -> None:
         ("never closes", "run.orderly"),
         ("loses a record", "mirror.no_committed_loss"),
         ("no fence", "fence.before_replay"),
+        ("fence does not stand", "fence.before_replay"),
         ("leaks", "nothing.leaked"),
     ],
 )
