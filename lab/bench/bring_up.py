@@ -184,6 +184,8 @@ def _lab(shape: str, nodes: int) -> Callable[[], None]:
         for number, (left, right) in enumerate(_cables(shape, nodes))
     ]
     own = namespaces.open_namespace("net")
+    # As the fabric process does while the spawner imports.
+    Cabling(Netlink(), {}, MTU).warm_up()
 
     def build() -> None:
         made = {f"n{node}": namespaces.new_network_namespace() for node in range(nodes)}

@@ -81,6 +81,14 @@ class Cabling:
 
     def build(self, switches: Sequence[str], cables: Sequence[Mapping[str, Any]]) -> None:
         """Makes switches and cables, all up and joined. Raises NetlinkError."""
+        self.netlink.apply(self._plan(switches, cables))
+
+    def warm_up(self) -> None:
+        """Encodes a cable of each kind for nobody: the first time takes ten times as long as the next (200 us)."""
+        switch, node = {"switch": "s"}, {"node": "n", "adapter": "a", "mac": "02:00:00:00:00:00"}
+        Cabling(self.netlink, {"n": 0}, self.mtu)._plan(["s"], [{"name": "c", "ends": [node, switch]}])
+
+    def _plan(self, switches: Sequence[str], cables: Sequence[Mapping[str, Any]]) -> list[Request]:
         bridges = {name: _FIRST_SWITCH + number for number, name in enumerate(switches)}
         requests: list[Request] = []
         labels: list[Request] = []
@@ -97,7 +105,7 @@ class Cabling:
             near, far = made.ends
             requests.append(netlink.redirect(near.index, far.index, JOIN))
             requests.append(netlink.redirect(far.index, near.index, JOIN))
-        self.netlink.apply([*requests, *labels])
+        return [*requests, *labels]
 
     def _new_cable(
         self, number: int, cable: Mapping[str, Any], bridges: Mapping[str, int], labels: list[Request]

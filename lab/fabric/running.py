@@ -48,25 +48,34 @@ class RunningLab:
 
     def build(self) -> None:
         """Namespaces, cables, power, adapters. Raises LabError; what was built goes with the process."""
-        started = time.perf_counter()
-        self._make_namespaces()
-        self._lap("namespaces", started)
-        started = time.perf_counter()
-        self._make_cables()
-        self._lap("cables", started)
-        started = time.perf_counter()
+        for name, step in (
+            ("encoders", self._load_encoders),
+            ("namespaces", self._make_namespaces),
+            ("cables", self._make_cables),
+            ("power", self._power_on),
+            ("spawner", self._wait_spawner),
+            ("adapters", self._start_adapters),
+        ):
+            started = time.perf_counter()
+            step()
+            self.timings_ms[name] = (time.perf_counter() - started) * 1000
+
+    def _load_encoders(self) -> None:
+        """Imports pyroute2's part of the work, while the spawner imports the nodes' part."""
+        from lab.fabric.lean_import import import_with_parts_of
+
+        import_with_parts_of("pyroute2", "lab.fabric.netlink")
+        from lab.fabric.cables import Cabling
+        from lab.fabric.netlink import Netlink
+
+        self._cabling = Cabling(Netlink(), self._namespaces, self._spec["mtu"])
+        self._cabling.warm_up()
+
+    def _wait_spawner(self) -> None:
         try:
             self._link.wait_warm()
         except LabError as error:
             raise LabError(f"{error}{last_line(self.directory / 'fabric.log')}") from error
-        self._lap("warm_up_left", started)
-        started = time.perf_counter()
-        self._power_on()
-        self._start_adapters()
-        self._lap("adapters", started)
-
-    def _lap(self, name: str, started: float) -> None:
-        self.timings_ms[name] = (time.perf_counter() - started) * 1000
 
     def _make_namespaces(self) -> None:
         for name in self._nodes:
@@ -79,16 +88,10 @@ class RunningLab:
         namespaces.setns(self._own_namespace, namespaces.CLONE_NEWNET)
 
     def _make_cables(self) -> None:
-        from lab.fabric.lean_import import import_with_parts_of
+        from lab.fabric.netlink import NetlinkError
 
-        import_with_parts_of("pyroute2", "lab.fabric.netlink")
-        from lab.fabric.cables import Cabling
-        from lab.fabric.netlink import Netlink, NetlinkError
-
-        link = Netlink()
-        self._cabling = Cabling(link, self._namespaces, self._spec["mtu"])
         try:
-            self._cabling.build(self._spec["switches"], self._spec["cables"])
+            self._cables.build(self._spec["switches"], self._spec["cables"])
         except NetlinkError as error:
             raise MachineError(
                 f"the kernel refused to build the cables: {error}",
