@@ -156,6 +156,9 @@ class Driver:
     def on_time(self, now: Instant) -> None:
         """Timers of the manager and the driver; call after `wake`, so that what has come counts as life."""
         self._set_now(now)
+        for port in self.ports:
+            if port is not None and not port.gone:
+                port.drain()  # what has come counts before anything is found late
         for (partner, path), life in self._lives.items():
             if life.at > life.told:
                 life.told = life.at

@@ -4,8 +4,10 @@ A probe is an RDMA READ, so the partner's adapter answers it whether its host ru
 time, about every PROBE_INTERVAL_NS. A path is silent when a probe has been under way and nothing at all has come back
 on the path for its limit: the larger of a floor and several times the worst round trip seen lately, since on a loaded
 machine any wake-up may take milliseconds. The time during which our own process was not run is credited: our late
-timer is not the partner's silence. The last living path gets a longer limit, because nothing would be won by giving it
-up.
+timer is not the partner's silence. A path is given up only for one that is provably better, that has answered two
+probes posted since the silent one was last asked: when the machine stalls, all paths are silent together, and two
+sides that gave up different ones would lose both. Without a better one a longer limit holds, since nothing would be
+won.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ LIMIT_FLOOR_NS = 16 * MILLISECOND
 LIMIT_MOST_NS = 100 * MILLISECOND
 LIMIT_FACTOR = 4
 ALONE_LIMIT_NS = 400 * MILLISECOND
-"""Limit of the last living path."""
+"""Limit of a path without a better one."""
 WINDOW_NS = 5 * SECOND
 """The worst round trip of this window and the one before counts."""
 
@@ -26,7 +28,10 @@ WINDOW_NS = 5 * SECOND
 class Liveness:
     """When one path was last heard of, and until when it may stay silent."""
 
-    __slots__ = ("_base_at", "_window_at", "_worst_ns", "_worst_before_ns", "last_life_at", "next_probe_at", "probe_at", "rtt_ns")  # fmt: skip  # noqa: E501
+    __slots__ = (
+        "_answered", "_base_at", "_window_at", "_worst_before_ns", "_worst_ns", "last_life_at", "next_probe_at",
+        "probe_at", "rtt_ns",
+    )  # fmt: skip
 
     def __init__(self, *, now: Instant) -> None:
         self.probe_at: Instant | None = None
@@ -34,6 +39,8 @@ class Liveness:
         self.last_life_at = now
         self.next_probe_at = now
         self.rtt_ns = 0
+        self._answered = (Instant(0), Instant(0))
+        """When the last two answered probes were posted."""
         self._base_at = now
         self._window_at = now
         self._worst_ns = 0
@@ -53,6 +60,7 @@ class Liveness:
         """The probe under way was answered."""
         if self.probe_at is not None:
             self.rtt_ns = now - self.probe_at
+            self._answered = (self._answered[1], self.probe_at)
             self._note_worst(self.rtt_ns, now=now)
         self.probe_at = None
         self.on_life(now=now)
@@ -62,6 +70,10 @@ class Liveness:
         if now > self.last_life_at:
             self.last_life_at = now
             self._base_at = max(self._base_at, now)
+
+    def proven_since(self, moment: Instant) -> bool:
+        """Whether two probes that were posted at `moment` or later have been answered."""
+        return self._answered[0] >= moment
 
     def credit(self, late_ns: int, *, now: Instant) -> None:
         """Our own process was not run for `late_ns`: that time doesn't count as silence."""
@@ -75,7 +87,7 @@ class Liveness:
 
     @property
     def alone_limit_ns(self) -> int:
-        """Silence after which the last path is given up."""
+        """Silence after which a path without a better one is given up."""
         return max(ALONE_LIMIT_NS, self.limit_ns)
 
     def silent_at(self) -> Instant | None:
@@ -83,7 +95,7 @@ class Liveness:
         return None if self.probe_at is None else Instant(self._base_at + self.limit_ns)
 
     def silent_alone_at(self) -> Instant | None:
-        """The same with the limit of the last path."""
+        """The same with the limit of a path without a better one."""
         return None if self.probe_at is None else Instant(self._base_at + self.alone_limit_ns)
 
     def _note_worst(self, rtt_ns: int, *, now: Instant) -> None:

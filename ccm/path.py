@@ -33,7 +33,7 @@ class PathState(IntEnum):
     UP = 4
     """Carries sessions."""
     SUSPECT = 5
-    """Silent, and the last one: work is still posted, since there is nothing to fail over to."""
+    """Silent, and no other is provably better: work is still posted, since nothing would be won by failing over."""
     FENCING = 6
     """Lost; its unconfirmed work waits until the partner has acknowledged the fence over another path."""
 
@@ -51,18 +51,16 @@ class Input(IntEnum):
     PAIRED = 4
     """Both sides' queue pairs of this generation belong together."""
     SILENT = 5
-    """Silent, another path is up."""
-    SILENT_ALONE = 6
-    """Silent, no other path is up."""
-    LIFE = 7
+    """Silent past its limit; no other path is provably better."""
+    LIFE = 6
     """Something came back."""
-    LOST = 8
-    """Carrier loss, completion error, fence by the partner; another path is up to fence this one."""
-    LOST_ALONE = 9
+    LOST = 7
+    """Carrier loss, completion error, fence by the partner, silence while a better path is up; another can fence it."""
+    LOST_ALONE = 8
     """The same with no other path up."""
-    FENCED = 10
+    FENCED = 9
     """The fence is acknowledged, or there is nothing left to fence for."""
-    RESTARTED = 11
+    RESTARTED = 10
     """The partner's host has a new incarnation, or none; the well-known connection lives on."""
 
 
@@ -75,8 +73,7 @@ TABLE: dict[Input, dict[PathState, PathState]] = {
     Input.REFUSED: {_C: _D, _S: _S},
     Input.PROVEN: {_H: _E},
     Input.PAIRED: {_E: _U, _U: _U, _S: _S},
-    Input.SILENT: {_U: _F, _S: _F},
-    Input.SILENT_ALONE: {_U: _S, _S: _S},
+    Input.SILENT: {_U: _S, _S: _S},
     Input.LIFE: _SAME | {_S: _U},
     Input.LOST: _SAME | {_C: _D, _H: _D, _E: _D, _U: _F, _S: _F},
     Input.LOST_ALONE: {state: _D for state in PathState},
@@ -185,8 +182,8 @@ class Path:
         """Whether the four steps are done, so that records may be written over it."""
         return self.state in (PathState.EXCHANGE, PathState.UP, PathState.SUSPECT)
 
-    def next_deadline(self, *, alone: bool) -> Instant | None:
-        """When something has to be looked at. `alone`: no other path is up."""
+    def next_deadline(self) -> Instant | None:
+        """When something has to be looked at."""
         if self.state is PathState.DOWN:
             return self.retry_at if self.carrier else None
         if self.state is PathState.HANDSHAKE:
@@ -196,12 +193,12 @@ class Path:
         if self.state is PathState.CONNECTING:
             return self.connect_by
         probe_at = self.liveness.next_probe_at if self.liveness.probe_at is None else None
-        return earliest(self.silent_at(alone=alone), probe_at, self.relink_at)
+        return earliest(self.silent_at(), probe_at, self.relink_at)
 
-    def silent_at(self, *, alone: bool) -> Instant | None:
+    def silent_at(self) -> Instant | None:
         """When the silence of a proven path has a consequence: suspicion or loss."""
-        patient = self.state is PathState.EXCHANGE or (self.state is PathState.SUSPECT and alone)
-        return self.liveness.silent_alone_at() if patient else self.liveness.silent_at()
+        eager = self.state is PathState.UP
+        return self.liveness.silent_at() if eager else self.liveness.silent_alone_at()
 
     def hurry(self, *, now: Instant) -> None:
         """No path is left, so holding this one down would only prolong the outage."""

@@ -1,4 +1,4 @@
-"""All paths to one partner: which is alone, which carries records, which carries a virtual interface.
+"""All paths to one partner: which is better, which carries records, which carries a virtual interface.
 
 Questions only; nothing here changes a path.
 """
@@ -23,9 +23,15 @@ class PathSet:
         """The path of that number."""
         return self._by_index.get(index)
 
-    def alone(self, path: Path) -> bool:
-        """Whether no other path is up: then there is nothing to fail over to."""
-        return not any(other is not path and other.state is PathState.UP for other in self.paths)
+    def has_better(self, path: Path) -> bool:
+        """Whether another path is up and has answered since `path` was last asked, so that failing over would help."""
+        asked_at = path.liveness.probe_at
+        if asked_at is None:
+            return False
+        return any(
+            other is not path and other.state is PathState.UP and other.liveness.proven_since(asked_at)
+            for other in self.paths
+        )
 
     def usable(self) -> list[Path]:
         """Paths on which sessions may post."""

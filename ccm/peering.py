@@ -95,7 +95,7 @@ class Peering:
     def next_deadline(self) -> Instant | None:
         """The earliest time at which `on_time` has something to do."""
         deadline = earliest(
-            *(path.next_deadline(alone=self.paths.alone(path)) for path in self.paths.paths),
+            *(path.next_deadline() for path in self.paths.paths),
             self.sessions.next_deadline(),
             self._rebalance_at,
         )
@@ -137,11 +137,10 @@ class Peering:
 
     def _watch(self, path: Path, *, now: Instant) -> None:
         """Probe and silence of a proven path."""
-        alone = self.paths.alone(path)
-        silent_at = path.silent_at(alone=alone)
+        silent_at = path.silent_at()
         if silent_at is not None and now >= silent_at:
-            if path.state is PathState.UP and alone:
-                path.take(Input.SILENT_ALONE, now=now, reason=Reason.SILENT)
+            if path.state is PathState.UP and not self.paths.has_better(path):
+                path.take(Input.SILENT, now=now, reason=Reason.SILENT)
             else:
                 self._lose(path, Reason.SILENT, now=now)
                 return
@@ -177,14 +176,16 @@ class Peering:
         path = self.paths.get(event.path)
         if path is None:
             return
-        if path.usable and path.carrier and self.paths.alone(path):
+        if path.usable and path.carrier and not self.paths.has_better(path):
             self._relink(path, now=now)
         else:
             self._lose(path, Reason.COMPLETION_ERROR, now=now)
 
     def _relink(self, path: Path, *, now: Instant) -> None:
-        """The last path's well-known connection failed: made anew beside the sessions, which may still get through."""
-        path.take(Input.SILENT_ALONE, now=now, reason=Reason.COMPLETION_ERROR)
+        """The well-known connection failed, and no path is better: made anew beside the sessions, which may get
+        through.
+        """
+        path.take(Input.SILENT, now=now, reason=Reason.COMPLETION_ERROR)
         if path.liveness.probe_at is None:
             path.liveness.on_probe(now=now)  # the limit of its silence goes on
         self.publisher.on_path_lost(path.index)
@@ -212,6 +213,9 @@ class Peering:
             return
         path.liveness.on_answer(now=now)
         self._alive(path, now=now)
+        for other in self.paths.paths:
+            if other.state is PathState.SUSPECT and self.paths.has_better(other):
+                self._lose(other, other.reason, now=now)
 
     def on_status_unreadable(self, event: ev.StatusUnreadable, *, now: Instant) -> None:
         """The page is no status page: the path answers, the handshake waits."""

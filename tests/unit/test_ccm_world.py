@@ -149,6 +149,20 @@ def test_the_last_path_gets_a_longer_limit():
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_a_stall_of_everything_takes_no_path_down(seed):
+    """Both sides lose both paths for a while: if each gave up the one that it found silent first, both would be gone.
+    """
+    world = started(seed)
+    mark = len(world.log)
+    world.silent |= {(1, 2, 0), (1, 2, 1)}
+    world.run(100 * MILLISECOND)
+    world.silent.clear()
+    assert world.run(200 * MILLISECOND, lambda: converged(world))
+    for node in (1, 2):
+        assert not since(world, mark, node, ac.NotePathDown, ac.AlertError)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_without_any_path_the_epoch_breaks_once_and_a_higher_one_follows(seed):
     world = started(seed)
     before = {(n, s): world.session(n, 3 - n, s).epoch for n in (1, 2) for s in world.needs}
