@@ -67,6 +67,7 @@ class AdapterProcess:
         for fd in (port.fileno(), self._doorbell_fd, self._listener.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
         self._carrier_at = 0
+        self._look_at = 0
         self._busy_until = 0
         self._turn = self._node.turn(self._index) // 2 * 2
         self._unsent: list[bytes] = []
@@ -138,7 +139,8 @@ class AdapterProcess:
         ready = self._epoll.poll(max(0.0, (until - now) / 1e9))
         if doorbells is not None:
             doorbells.set_sleeping(False)
-        if not ready:
+        if not ready and now >= self._look_at:
+            self._look_at = now + SLEEP_MAX_NS
             self._adapter.look_at_all_queues()
         for fd, _ in ready:
             if fd == self._doorbell_fd:
@@ -262,7 +264,8 @@ def main(config: dict[str, object]) -> None:
 
 
 def _log(event: str, **fields: object) -> None:
-    {"at": time.monotonic_ns(), "event": event, **fields}
+    sys.stderr.write(json.dumps({"at_ns": time.monotonic_ns(), "event": event, **fields}) + "\n")
+    sys.stderr.flush()
 
 
 def _redirect_log(path: object) -> None:
