@@ -17,8 +17,8 @@ from emul.clock import MILLISECOND, SECOND, Instant
 PROBE_INTERVAL_NS = 5 * MILLISECOND
 LIMIT_FLOOR_NS = 16 * MILLISECOND
 """Wake-ups of 2-4 ms are common on a loaded machine, so a lower limit would raise false alarms."""
-LIMIT_MOST_NS = 100 * MILLISECOND
-LIMIT_FACTOR = 4
+LIMIT_MOST_NS = 60 * MILLISECOND
+LIMIT_FACTOR = 3
 ALONE_LIMIT_NS = 400 * MILLISECOND
 """Limit of a path without a better one."""
 WINDOW_NS = 5 * SECOND
@@ -56,10 +56,10 @@ class Liveness:
         self.next_probe_at = Instant(now + PROBE_INTERVAL_NS)
         self._base_at = max(self.last_life_at, Instant(now - PROBE_INTERVAL_NS))
 
-    def on_answer(self, *, now: Instant) -> None:
-        """The probe under way was answered."""
+    def on_answer(self, late_ns: int = 0, *, now: Instant) -> None:
+        """The probe under way was answered; the answer may have waited for us for `late_ns`."""
         if self.probe_at is not None:
-            self.rtt_ns = now - self.probe_at
+            self.rtt_ns = max(0, now - self.probe_at - late_ns)
             self._answered = (self._answered[1], self.probe_at)
             self._note_worst(self.rtt_ns, now=now)
         self.probe_at = None

@@ -211,7 +211,8 @@ class Peering:
             else:
                 path.poll_at = Instant(now + POLL_NS)
             return
-        path.liveness.on_answer(now=now)
+        late_ns = max(0, now - self._expected_at) if self._expected_at is not None else 0
+        path.liveness.on_answer(late_ns, now=now)
         self._alive(path, now=now)
         for other in self.paths.paths:
             if other.state is PathState.SUSPECT and self.paths.has_better(other):

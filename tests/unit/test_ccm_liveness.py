@@ -64,7 +64,10 @@ def test_the_limit_follows_the_worst_round_trip_and_forgets_it():
 
     round_trip(START, 8 * MILLISECOND)
     assert liveness.limit_ns == LIMIT_FACTOR * 8 * MILLISECOND
-    round_trip(START + 20 * MILLISECOND, 900 * MILLISECOND)
+    liveness.on_probe(now=Instant(START + 10 * MILLISECOND))
+    liveness.on_answer(40 * MILLISECOND, now=Instant(START + 52 * MILLISECOND))
+    assert liveness.limit_ns == LIMIT_FACTOR * 8 * MILLISECOND, "the answer lay there while we were not run"
+    round_trip(START + 60 * MILLISECOND, 900 * MILLISECOND)
     assert liveness.limit_ns == LIMIT_MOST_NS and liveness.alone_limit_ns == ALONE_LIMIT_NS
     round_trip(START + WINDOW_NS + SECOND, MILLISECOND)
     assert liveness.limit_ns == LIMIT_MOST_NS, "the window before still counts"
