@@ -11,6 +11,7 @@ from typing import Any
 
 from ccm import events as ev
 from ccm.actions import Action
+from ccm.peerinfo import OWN_VERSIONS, Versions
 from ccm.peering import PartnerConfig, Peering
 from emul.clock import Instant, earliest
 
@@ -46,13 +47,14 @@ class Manager:
         incarnation: int,
         partners: Sequence[PartnerConfig],
         known_epoch: Callable[[int], int],
+        versions: Versions = OWN_VERSIONS,
         *,
         now: Instant,
     ) -> None:
         self.node = node
         self.incarnation = incarnation
         self.peerings = {
-            partner.node: Peering(node, name, incarnation, partner, known_epoch(partner.node), now=now)
+            partner.node: Peering(node, name, incarnation, partner, known_epoch(partner.node), versions, now=now)
             for partner in partners
         }
 

@@ -12,8 +12,9 @@ from enum import IntFlag
 from ccm.exchange import PATHS_MAX, Info, Record
 from ccm.reasons import Reason
 
-VERSION_LEAST = 1
-VERSION_MOST = 1
+Versions = tuple[int, int]
+"""Lowest and highest protocol version."""
+OWN_VERSIONS: Versions = (1, 1)
 
 
 class Capability(IntFlag):
@@ -39,9 +40,9 @@ class Agreement:
     text: str = ""
 
 
-def own_info(name: str, paths: int, refusal: Reason = Reason.NONE) -> Info:
+def own_info(name: str, paths: int, versions: Versions = OWN_VERSIONS, refusal: Reason = Reason.NONE) -> Info:
     """Our INFO record's body."""
-    return Info(VERSION_LEAST, VERSION_MOST, OWN_CAPABILITIES, min(paths, PATHS_MAX), refusal, name[:32])
+    return Info(*versions, OWN_CAPABILITIES, min(paths, PATHS_MAX), refusal, name[:32])
 
 
 def agree(own: Info, record: Record, expected_node: int) -> Agreement:

@@ -36,7 +36,7 @@ from ccm.handshake import STAGE_LOADER, Step
 from ccm.pairing import Verdict
 from ccm.path import CONNECT_TIMEOUT_NS, FENCE_ATTEMPTS_MAX, FENCE_TIMEOUT_NS, POLL_NS, Input, Path, PathState
 from ccm.pathset import PathSet
-from ccm.peerinfo import Agreement, agree, own_info
+from ccm.peerinfo import OWN_VERSIONS, Agreement, Versions, agree, own_info
 from ccm.publisher import Publisher
 from ccm.reasons import Reason
 from ccm.sessions import SessionSet
@@ -65,12 +65,21 @@ class Peering:
     """This node's side of everything with one partner."""
 
     def __init__(
-        self, node: int, name: str, incarnation: int, partner: PartnerConfig, known_epoch: int, *, now: Instant
+        self,
+        node: int,
+        name: str,
+        incarnation: int,
+        partner: PartnerConfig,
+        known_epoch: int,
+        versions: Versions = OWN_VERSIONS,
+        *,
+        now: Instant,
     ) -> None:
         self.partner = partner.node
         self.partner_name = partner.name
         self.node_name = name
         self.incarnation = incarnation
+        self.versions = versions
         self.out: list[Action] = []
         leads = node < partner.node
         self.paths = PathSet(
@@ -375,7 +384,7 @@ class Peering:
         self._count_refusal(0, Reason.NONE, event.reason)
 
     def _on_info(self, record: Record) -> None:
-        own = own_info(self.node_name, len(self.paths.paths))
+        own = own_info(self.node_name, len(self.paths.paths), self.versions)
         self.agreement = agree(own, record, self.partner)
         self.sessions.agreed = not self.agreement.refusal and not cast(Info, record.body).refusal
         if self.agreement.refusal:
@@ -386,11 +395,11 @@ class Peering:
         for _ in range(SETTLE_ROUNDS_MAX):
             moved = [self.sessions.advance(now=now)]
             moved += [self._advance_path(path, now=now) for path in self.paths.paths]
+            self._publish()  # in each round: "ready" must have been told before it is acted upon
             if not any(moved):
                 break
         else:
             raise AssertionError(f"sessions with {self.partner_name} do not settle")
-        self._publish()
         carrier = self.paths.carrier_of_records()
         if carrier is not None:
             self.out += self.publisher.due(carrier.index)
@@ -425,7 +434,8 @@ class Peering:
         if not self.publisher.partner_incarnation or self.paths.carrier_of_records() is None:
             return
         refusal = self.agreement.refusal if self.agreement is not None else Reason.NONE
-        self.publisher.put(RecordKind.INFO, own_info(self.node_name, len(self.paths.paths), refusal))
+        info = own_info(self.node_name, len(self.paths.paths), self.versions, refusal)
+        self.publisher.put(RecordKind.INFO, info)
         self.sessions.publish()
         for path in self.paths.paths:
             if path.proven:

@@ -127,12 +127,15 @@ class SessionSet:
                 self._end(session, SessionInput.BROKEN, reason, now=now)
 
     def on_path_lost(self, lost: Path) -> None:
-        """A move towards `lost` is called off."""
+        """A move towards `lost` is called off; the work goes on where it was, unless that path is lost too: what was
+        posted there waits for its fence.
+        """
         for session in self.sessions.values():
             for vi in [vi for vi, path in session.moving.items() if path == lost.index]:
                 del session.moving[vi]
-                if session.routes.get(vi) != lost.index:
-                    self._out.append(Route(self._partner, session.client, vi, session.routes[vi]))
+                former = self._paths.get(session.routes.get(vi, lost.index))
+                if former is not None and former is not lost and former.usable:
+                    self._out.append(Route(self._partner, session.client, vi, former.index))
 
     # what goes on
 

@@ -20,6 +20,7 @@ from ccm.exchange import (
     Record,
     RecordKind,
     Refusal,
+    Sessions,
     ViAddress,
     emit_record,
     parse_record,
@@ -27,7 +28,9 @@ from ccm.exchange import (
 )
 from ccm.manager import Manager
 from ccm.needs import Needs
+from ccm.peerinfo import OWN_VERSIONS
 from ccm.peering import PartnerConfig
+from ccm.session import Phase
 from emul.clock import MILLISECOND, SECOND, Instant
 
 RETRY_NS = 17 * MILLISECOND
@@ -70,6 +73,8 @@ class World:
         """(lower node, higher node, path) without carrier."""
         self.silent: set[tuple[int, int, int]] = set()
         self.log: list[tuple[int, int, ac.Action]] = []
+        self.versions: dict[int, tuple[int, int]] = {}
+        """Node -> range of protocol versions, where it isn't the usual one."""
         self.hardware = {node: Hardware(node) for node in nodes}
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._count = 0
@@ -92,7 +97,8 @@ class World:
             if other != node
         ]
         hardware.manager = Manager(
-            node, f"n{node}", hardware.incarnation, partners, lambda p: hardware.epochs.get(p, 0), now=self.now
+            node, f"n{node}", hardware.incarnation, partners, lambda p: hardware.epochs.get(p, 0),
+            self.versions.get(node, OWN_VERSIONS), now=self.now,
         )
         for path in range(self.paths):
             if any(self.is_cut(node, partner.node, path) for partner in partners):
@@ -376,9 +382,20 @@ def check_alerts(world: World) -> None:
     """Exactly one ready alert for each client, side and epoch; errors once, after their ready and before the next."""
     open_epoch: dict[tuple[int, int, int], int] = {}
     last_epoch: dict[tuple[int, int, int], int] = {}
+    told_ready: set[tuple[int, int, int, int]] = set()
+    """(node that told, partner, client, epoch)."""
     for at, node, action in world.log:
-        if isinstance(action, ac.AlertReady):
+        if isinstance(action, ac.WriteRecord) and isinstance(action.record.body, Sessions):
+            told_ready |= {
+                (node, action.partner, entry.client, entry.epoch)
+                for entry in action.record.body.entries
+                if entry.phase == Phase.READY
+            }
+        elif isinstance(action, ac.AlertReady):
             key = (node, action.partner, action.client)
+            for side in ((node, action.partner), (action.partner, node)):
+                told = (*side, action.client, action.epoch) in told_ready
+                assert told, f"seed {world.seed}: ready alert on {node} before {side[0]} told that it is ready"
             assert action.epoch > last_epoch.get(key, 0), f"seed {world.seed}: ready again for {action.epoch} at {at}"
             last_epoch[key] = open_epoch[key] = action.epoch
         elif isinstance(action, ac.AlertError | ac.AlertClosed):
