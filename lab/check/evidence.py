@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ccm.history import Entry, Kind
 
 NANOSECONDS_PER_MILLISECOND = 1_000_000
+BUSY_TURN_NS = 100 * NANOSECONDS_PER_MILLISECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,13 @@ class Evidence:
         kinds = (Kind.READY_ALERT, Kind.ERROR_ALERT, Kind.SESSION_CLOSED)
         told = [self._by_session.get((*session, kind), []) for kind in kinds]
         return _in_order([self._by_node.get((session.node, Kind.HOST_STARTED), []), *told])
+
+    @property
+    def stamp_slack_ns(self) -> int:
+        """How much too early an entry may be stamped: a host stamps with the beginning of its turn, and a busy machine
+        may take the processor away in its midst.
+        """
+        return BUSY_TURN_NS if self.suspensions else 0
 
     def session_name(self, session: Session) -> str:
         """For messages: "nvram-mirror a->b"."""

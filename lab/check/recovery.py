@@ -70,10 +70,11 @@ def detection(evidence: Evidence, fault: FaultRecord, session: Session) -> int |
     """When `session.node` first noticed `fault` in what touches the partner; None where it never did."""
     assert fault.at is not None
     until = window_end(evidence, fault)
+    earliest = fault.at - evidence.stamp_slack_ns
     candidates = [
-        entry.at
+        max(entry.at, fault.at)
         for entry in evidence.of(session.node, Kind.PATH_DOWN, Kind.ERROR_ALERT, Kind.HOST_STARTED)
-        if fault.at <= entry.at <= until and _follows_from(fault, session, entry)
+        if earliest <= entry.at <= until and _follows_from(fault, session, entry)
     ]
     return min(candidates, default=None)
 

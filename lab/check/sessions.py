@@ -123,7 +123,7 @@ def broken(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResult:
     for session in evidence.sessions if first is not None else ():
         alerts = [e for e in evidence.alerts(session) if evidence.close_at is None or e.at < evidence.close_at]
         for index, alert in enumerate(alerts):
-            if alert.kind != Kind.ERROR_ALERT or first is None or alert.at < first:
+            if alert.kind != Kind.ERROR_ALERT or first is None or alert.at < first - evidence.stamp_slack_ns:
                 continue
             findings.looked()
             back = next((e for e in alerts[index + 1 :] if e.kind == Kind.READY_ALERT), None)

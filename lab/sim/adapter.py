@@ -37,6 +37,7 @@ class SimAdapter:
         node_memory: NodeMemory,
         scheduler: Scheduler,
         rng: Callable[[int], random.Random],
+        lateness: Callable[[], int],
         wake_host: Callable[[], None],
     ) -> None:
         self.name = port.node
@@ -48,6 +49,7 @@ class SimAdapter:
         self._node_memory = node_memory
         self._scheduler = scheduler
         self._rng = rng
+        self._lateness = lateness
         self._wake_host = wake_host
         self._generation = 0
         self._arrived: list[bytes] = []
@@ -111,7 +113,7 @@ class SimAdapter:
     def _plan_turn(self, delay_ns: int) -> None:
         if not self._turn_planned:
             self._turn_planned = True
-            self._scheduler.after(delay_ns, Priority.ADAPTER, self._turn)
+            self._scheduler.after(delay_ns + self._lateness(), Priority.ADAPTER, self._turn)
 
     def _turn(self) -> None:
         self._turn_planned = False

@@ -20,7 +20,7 @@ from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
 from emul.verbs import Context
 from lab.plan import Plan
 from lab.sim.adapter import SimAdapter
-from lab.sim.pace import LATE_NS, Pace
+from lab.sim.pace import Pace
 from lab.sim.scheduler import Priority, Scheduler, What
 from lab.sim.streams import Streams
 from lab.world import HostUnreachable
@@ -63,6 +63,7 @@ class SimNode:
                 node_memory=self.memory,
                 scheduler=scheduler,
                 rng=partial(_card_stream, streams, f"adapter/{name}.{adapter}"),
+                lateness=partial(pace.lateness, streams.stream(f"turns/{name}.{adapter}")),
                 wake_host=self.wake,
             )
             for adapter in node.adapters
@@ -141,9 +142,7 @@ class SimNode:
             return
         self._turn_planned = True
         pace = self._pace
-        delay = pace.wake_ns + int(self._rng.random() * pace.wake_jitter_ns)
-        if self._rng.random() < pace.late_chance:
-            delay += int(self._rng.random() * LATE_NS)
+        delay = pace.wake_ns + int(self._rng.random() * pace.wake_jitter_ns) + pace.lateness(self._rng)
         self._scheduler.after(delay, Priority.HOST, self._turn)
 
     def _turn(self) -> None:

@@ -7,7 +7,7 @@ survived, and what is under way is what makes a fence and a replay necessary.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from emul.clock import MICROSECOND, MILLISECOND
 
@@ -17,6 +17,10 @@ WAKE_SHORTEST_NS = 4 * MICROSECOND
 WAKE_LONGEST_NS = 200 * MICROSECOND
 LATE_CHANCE = 1 / 2000
 LATE_NS = 3 * MILLISECOND
+"""Wake-ups of a few ms are common on a machine that is shared."""
+BUSY_LATE_CHANCE = 1 / 1000
+BUSY_LATE_NS = 250 * MILLISECOND
+"""A machine with many more processes than cores lets one wait this long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,8 @@ class Pace:
     """From an event to the host's turn."""
     wake_jitter_ns: int = 12 * MICROSECOND
     late_chance: float = LATE_CHANCE
-    """How often the machine lets a host wait up to LATE_NS longer."""
+    """How often the machine lets a host or an adapter wait up to `late_ns` longer."""
+    late_ns: int = LATE_NS
 
     @classmethod
     def drawn(cls, rng: random.Random) -> Pace:
@@ -38,6 +43,15 @@ class Pace:
         cable = _between(rng, CABLE_SHORTEST_NS, CABLE_LONGEST_NS)
         wake = _between(rng, WAKE_SHORTEST_NS, WAKE_LONGEST_NS)
         return cls(cable, int(cable * rng.random()), wake, int(2 * wake * rng.random()))
+
+    @classmethod
+    def busy(cls, rng: random.Random) -> Pace:
+        """As `drawn`, on a machine with too much to do: paths look dead that aren't, and each node sees others."""
+        return replace(cls.drawn(rng), late_chance=BUSY_LATE_CHANCE, late_ns=BUSY_LATE_NS)
+
+    def lateness(self, rng: random.Random) -> int:
+        """How much longer than usual a process waits for its turn this time."""
+        return int(rng.random() * self.late_ns) if rng.random() < self.late_chance else 0
 
 
 def _between(rng: random.Random, shortest: int, longest: int) -> int:

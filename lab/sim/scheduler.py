@@ -63,6 +63,10 @@ class Scheduler:
         self._sequence += 1
         heapq.heappush(self._heap, (self.now + delay_ns, priority, self._sequence, action))
 
+    def clear(self) -> None:
+        """Forgets all that is planned; clock and trace stay."""
+        self._heap.clear()
+
     def run_until(self, moment: int) -> None:
         """Runs all events up to and with `moment`, then sets the clock to it."""
         heap, pop = self._heap, heapq.heappop

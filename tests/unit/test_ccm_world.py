@@ -239,9 +239,10 @@ def test_a_move_called_off_does_not_go_back_to_a_path_that_is_lost_too():
     target = 1 - former
     session.moving[0] = target
     mark = len(world.log)
-    world.give(1, ev.PeerLost(2, former, Reason.SILENT))
-    world.give(1, ev.PeerLost(2, target, Reason.SILENT))
+    world.give(1, ev.CarrierLost(former))  # paths and adapters are numbered alike here
+    world.give(1, ev.FencedByPartner(2, target, 1_000_000))
     assert not [action for action in since(world, mark, 1, ac.Route) if action.path == former]
+    world.give(1, ev.CarrierFound(former))
     assert world.run(2 * SECOND, lambda: converged(world))
     check_alerts(world)
 
