@@ -69,7 +69,11 @@ class DriverConfig:
 
 
 class Driver:
-    """Executes one manager's actions. `log` takes a word and fields for each thing worth a line."""
+    """Executes one manager's actions.
+
+    `log` takes a word and fields for each thing worth a line. `clock` is read in the midst of long turns, where time
+    passes by itself; the simulator's doesn't.
+    """
 
     def __init__(
         self,
@@ -84,6 +88,7 @@ class Driver:
         *,
         now: Instant,
         reopen: Callable[[int], Context] | None = None,
+        clock: Callable[[], int] | None = None,
     ) -> None:
         self.config = config
         self.incarnation = incarnation
@@ -95,6 +100,7 @@ class Driver:
         self._contexts = list(contexts)
         self._reopen = reopen if reopen is not None else self._contexts.__getitem__
         self._reopen_at: Instant | None = None
+        self._clock = clock
         self.now = now
         self.ports: list[AdapterPort | None] = [None] * len(contexts)
         self.partners = {node: Partner(node, name) for node, (name, _) in config.partners.items()}
@@ -155,7 +161,7 @@ class Driver:
 
     def on_time(self, now: Instant) -> None:
         """Timers of the manager and the driver; call after `wake`, so that what has come counts as life."""
-        self._set_now(now)
+        self._set_now(now if self._clock is None else Instant(self._clock()))
         for port in self.ports:
             if port is not None and not port.gone:
                 port.drain()  # what has come counts before anything is found late
@@ -166,7 +172,7 @@ class Driver:
         if self._reopen_at is not None and now >= self._reopen_at:
             self._reopen_ports()
         self._pump()
-        self._execute(self.manager.on_time(now=now))
+        self._execute(self.manager.on_time(now=self.now))
         self._pump()
         if self._deferred:
             self._deferred.popleft()()
@@ -339,6 +345,8 @@ class Driver:
                 self._gather()
                 if not self._events:
                     return
+            if self._clock is not None:
+                self._set_now(Instant(self._clock()))  # the verbs of the event before may have taken a while
             event = self._events.popleft()
             self._execute(self.manager.handle(event, now=self.now))
         raise AssertionError(f"{EVENTS_PER_TURN_MAX} events in one turn, the last {event}")

@@ -50,6 +50,7 @@ class Host:
         clients: Sequence[Client] = (),
         log: Log = _no_log,
         reopen: Callable[[int], Context] | None = None,
+        clock: Callable[[], int] | None = None,
     ) -> None:
         self.node_id = int(config["node_id"])
         self.name = str(config["node"])
@@ -60,6 +61,7 @@ class Host:
         self._contexts = contexts
         self._log = log
         self._reopen = reopen
+        self._clock = clock
         self._seed = seed
         self._config = config
         self._clients = self._make_clients(config, nvram, clients)
@@ -81,6 +83,7 @@ class Host:
         self.driver = Driver(
             self._driver_config(), self._contexts, self._node, self._history, list(self._clients.values()),
             self.incarnation, self._seed, self._log, now=now, reopen=self._reopen,
+            clock=self._clock,
         )  # fmt: skip
         self.workload = Workload(
             self._clients, self.driver.partners, self.node_id, self.incarnation, self._ids, self._history, self._seed

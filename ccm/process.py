@@ -84,6 +84,7 @@ class HostProcess:
         self.host = Host(
             config, contexts, NodeMemory(self._node_memory), self._nvram, HistoryWriter(self._history),
             int(config.get("seed", 0)), log=self._log, reopen=self._reopen,
+            clock=time.monotonic_ns,
         )  # fmt: skip
 
     def run(self) -> None:
