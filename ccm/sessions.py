@@ -329,4 +329,10 @@ class SessionSet:
             self._out.append(RememberEpoch(self._partner, epoch))
 
     def _turn(self, session: SessionCore, vi: int) -> int:
-        return sorted(self.sessions).index(session.client) + vi
+        """Position of a virtual interface among those of all sessions, in the order in which they were opened."""
+        before = 0
+        for other in self.sessions.values():
+            if other is session:
+                break
+            before += other.needs.vis
+        return before + vi
