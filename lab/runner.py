@@ -236,6 +236,8 @@ class Runner:
             f"{client} {load.record_bytes} B x {load.depth}" for client, load in self.scenario.workload.items()
         )
         self._say("load", clients or "none")
+        for session in list(self._watcher.ready):
+            self._on_session_trigger(Kind.READY_ALERT, session)  # ready before the load was there to see it
 
     def _load_restarted_hosts(self) -> None:
         """Each incarnation of a host is told once to start its workload; one that doesn't answer yet is told later."""

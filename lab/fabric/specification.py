@@ -84,7 +84,7 @@ def specification(
         )  # fmt: skip
     return {
         "lab": claim.lab_id, "directory": str(claim.directory), "kept": keep, "topology": topology.name,
-        "source": str(topology.source) if topology.source else None, "wire": chosen, "mtu": INTERFACE_MTU[chosen],
+        "source": str(topology.source) if topology.source else None, "wire": chosen, "mtu": INTERFACE_MTU,
         "seed": seed, "user_namespace": not namespaces.may_make_namespaces(), "given": list(given), "nodes": nodes,
         "switches": list(topology.switches), "cables": [_cable(plan, name) for name in topology.cables],
         "addresses": {port.address: port.node for port in plan.ports.values()},

@@ -62,7 +62,7 @@ class SimAdapter:
         """A new card in the slot: nothing of an earlier one is left but its counters."""
         self._generation += 1
         self.card = Adapter(
-            port=PortFacts(self.port.mac, bytes(map(int, self.port.address.split("."))), INTERFACE_MTU["memory"]),
+            port=PortFacts(self.port.mac, bytes(map(int, self.port.address.split("."))), INTERFACE_MTU),
             identity=self._identity,
             node_memory=self._node_memory,
             rng=self._rng(self._generation),

@@ -67,7 +67,7 @@ def test_interfaces_are_as_the_plan_says(fabric: Fabric, pair_plan: Plan, statio
     for (node, adapter), port in pair_plan.ports.items():
         end = station(fabric, f"{node}.{adapter}")
         assert end.mac == port.mac
-        assert end.mtu() == INTERFACE_MTU[fabric.wire]
+        assert end.mtu() == INTERFACE_MTU
         assert end.carrier()
 
 
