@@ -150,10 +150,17 @@ class Evidence:
 
 
 def merge(histories: Iterable[Sequence[Entry]]) -> list[Entry]:
-    """All histories as one, by time; the order within a node stays where times are equal."""
-    merged = [entry for history in histories for entry in history]
-    merged.sort(key=lambda entry: entry.at)  # stable, so equal times keep each node's own order
-    return merged
+    """All histories as one, by time. A node's entries stay in the order in which it wrote them, also where a stamp is a
+    little older than the one before it: what was written first happened first.
+    """
+    placed: list[tuple[int, Entry]] = []
+    for history in histories:
+        latest = 0
+        for entry in history:
+            latest = max(latest, entry.at)
+            placed.append((latest, entry))
+    placed.sort(key=lambda one: one[0])
+    return [entry for _, entry in placed]
 
 
 def _in_order(lists: Sequence[list[tuple[int, Entry]]]) -> list[Entry]:

@@ -179,7 +179,8 @@ def card(scheduler: Scheduler, node: str, number: int, woken: list[str]) -> SimA
     memory.power_on()
     return SimAdapter(
         port, node_id=number, cluster_key="key", node_memory=memory, scheduler=scheduler,
-        rng=lambda generation: random.Random(f"{node}{generation}"), lateness=lambda: 0, wake_host=lambda: woken.append(node),
+        rng=lambda generation: random.Random(f"{node}{generation}"), lateness=lambda: 0,
+        wake_host=lambda: woken.append(node),
     )  # fmt: skip
 
 

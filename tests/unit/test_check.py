@@ -11,7 +11,7 @@ from ccm.history import Entry, Kind
 from emul.clock import MILLISECOND, Instant
 from emul.node_memory import Stage
 from lab.check import ALWAYS, CHECKS, run_checks
-from lab.check.evidence import CheckResult, Evidence, FaultRecord, NodeResources, PathEnd, Session
+from lab.check.evidence import CheckResult, Evidence, FaultRecord, NodeResources, PathEnd, Session, merge
 from lab.check.recovery import percentile, recoveries, stream_numbers
 
 A, B = 1, 2
@@ -142,6 +142,14 @@ def assert_fails(result: CheckResult, *words: str) -> None:
     assert result.ok is False, result
     for word in words:
         assert word in result.detail, result
+
+
+def test_what_a_node_wrote_first_happened_first() -> None:
+    """A host may stamp with the beginning of a turn that began before the one before it was over."""
+    a = [Entry(Instant(at), Kind.DELIVERED, A, sequence=n) for n, at in ((1, 10), (2, 30), (3, 20), (4, 31))]
+    b = [Entry(Instant(at), Kind.DELIVERED, B, sequence=n) for n, at in ((1, 5), (2, 25))]
+    order = [(entry.node, entry.sequence) for entry in merge([a, b])]
+    assert order == [(B, 1), (A, 1), (B, 2), (A, 2), (A, 3), (A, 4)]
 
 
 # -- alerts -----------------------------------------------------------------------------------------------------------
