@@ -11,7 +11,7 @@ from emul.errors import DeviceGone
 from emul.host_context import Reply, Request
 from emul.memory import Memory
 from emul.queues import DoorbellRing
-from emul.vocabulary import AsyncEvent
+from emul.vocabulary import AsyncEvent, EventType
 
 
 class LocalDevice:
@@ -27,7 +27,8 @@ class LocalDevice:
         self._clock = clock
         self._doorbells: DoorbellRing | None = None
         self.dead = False
-        """Set by whoever lets the card die: every call fails from then on."""
+        """Set by whoever lets the card die: every call fails from then on, and the host gets one DEVICE_FATAL."""
+        self._death_told = False
 
     def attach(self, incarnation: int) -> None:
         """Device."""
@@ -45,10 +46,14 @@ class LocalDevice:
         """Device."""
         if self._doorbells is not None:
             self._doorbells.ring(qp_num)
-            self._on_doorbell()
+            if not self.dead:
+                self._on_doorbell()
 
     def take_events(self) -> list[AsyncEvent]:
         """Device."""
+        if self.dead:
+            told, self._death_told = self._death_told, True
+            return [] if told else [AsyncEvent(EventType.DEVICE_FATAL, 0)]
         host = self._adapter.host
         if host is None:
             return []
@@ -57,6 +62,8 @@ class LocalDevice:
 
     def take_cm_events(self) -> list[CmEvent]:
         """Device."""
+        if self.dead:
+            return []
         events, self._adapter.cm.events = self._adapter.cm.events, []
         return events
 

@@ -14,7 +14,6 @@ from emul.clock import Instant
 from emul.firmware import Identity
 from emul.memory import Memory
 from emul.node_memory import NodeMemory
-from emul.vocabulary import AsyncEvent, EventType
 from lab.plan import INTERFACE_MTU, PortPlan
 from lab.sim.cable import Cable
 from lab.sim.scheduler import Priority, Scheduler
@@ -79,8 +78,6 @@ class SimAdapter:
         """The card answers nothing any more; the cable stays plugged in."""
         if self.card is not None:
             self._keep_counters(self.card)
-            if self.card.host is not None:
-                self.card.host.tell(AsyncEvent(EventType.DEVICE_FATAL, 0))
         self.card = None
         self._node_memory.set_adapter_alive(self.port.index, False)
 

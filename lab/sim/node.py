@@ -6,6 +6,7 @@ process on a busy machine does.
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Mapping
 from functools import partial
@@ -14,6 +15,7 @@ from pathlib import Path
 from ccm.history import HEADER_BYTES, RECORD_BYTES, HistoryWriter
 from ccm.host import Host
 from emul.clock import MILLISECOND
+from emul.errors import DeviceGone
 from emul.local import LocalDevice
 from emul.memory import Memory
 from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
@@ -54,7 +56,6 @@ class SimNode:
         self._turn_planned = False
         self._timer_at: int | None = None
         self._devices: dict[str, LocalDevice] = {}
-        self._contexts: dict[str, Context] = {}
         self.adapters = {
             adapter: SimAdapter(
                 plan.ports[name, adapter],
@@ -83,10 +84,10 @@ class SimNode:
         self.paused = False
         self._timer_at = None
         self._devices = {name: self._open(adapter) for name, adapter in self.adapters.items()}
-        self._contexts = {name: Context(device) for name, device in self._devices.items()}
-        contexts = list(self._contexts.values())
+        contexts = [Context(device) for device in self._devices.values()]
         seed = self._streams.number(f"host/{self.name}/{self._boots}")
-        host = Host(self._config, contexts, self.memory, self.nvram, HistoryWriter(self.history), seed)
+        history = HistoryWriter(self.history)
+        host = Host(self._config, contexts, self.memory, self.nvram, history, seed, reopen=self._reopen)
         self.host = host
         self._scheduler.trace(What.HOST, self._number, self._boots)
         host.start(self._scheduler.now)
@@ -96,6 +97,14 @@ class SimNode:
     def _open(self, adapter: SimAdapter) -> LocalDevice:
         assert adapter.card is not None, "a host boots with its adapters in place"
         return LocalDevice(adapter.card, on_doorbell=adapter.on_doorbell, clock=lambda: self._scheduler.now)
+
+    def _reopen(self, index: int) -> Context:
+        """A running host's new way to an adapter that was replaced. Raises DeviceGone while its slot is empty."""
+        name = list(self.adapters)[index]
+        if self.adapters[name].card is None:
+            raise DeviceGone(errno.ENODEV, f"no card in slot {name} of {self.name}")
+        device = self._devices[name] = self._open(self.adapters[name])
+        return Context(device)
 
     def crash(self) -> None:
         """The host is gone at once; what it owns in the adapters stays until the next one attaches."""
@@ -119,11 +128,8 @@ class SimNode:
         self.wake()
 
     def replace_adapter(self, name: str) -> None:
-        """A new card; a running host gets to it through the context that it has open."""
+        """A new card; a running host opens it when it next looks for one."""
         self.adapters[name].start()
-        if name in self._contexts:
-            device = self._devices[name] = self._open(self.adapters[name])
-            self._contexts[name].device = device
         self.wake()
 
     def control(self, request: Mapping[str, object]) -> dict[str, object]:
