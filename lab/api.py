@@ -15,8 +15,9 @@ import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from lab.errors import LabError
+from lab.errors import InputError, LabError
 from lab.plan import Plan
 from lab.report.directory import copy_logs, write_report
 from lab.runner import READY_BOUND_NS, Progress, Runner, expected_sessions
@@ -24,8 +25,11 @@ from lab.scenario import At, Scenario, Step
 from lab.topology import Topology
 from lab.verdict import Result, judge
 from lab.watcher import Watcher
-from lab.world import HostUnreachable, PlannedFault
+from lab.world import HostUnreachable, PlannedFault, World
 from lab.worlds import make_world
+
+if TYPE_CHECKING:
+    from lab.netns_world import NetnsWorld
 
 SEED_BITS = 31
 
@@ -44,11 +48,13 @@ def run(
     seed: int | None = None,
     report: Path | None = None,
     keep: bool = False,
+    capture: bool = False,
     tell: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Runs one scenario and judges it; writes its report into the directory `report` if one is given.
 
-    `topology` replaces the scenario's own. Everything is taken down in every way of ending, also with
+    `topology` replaces the scenario's own. With `capture`, what crosses each cable goes into `report`/cables/*.pcapng
+    (real worlds only). Everything is taken down in every way of ending, also with
     KeyboardInterrupt, unless `keep`. Raises InputError and MachineError before anything was started.
     """
     played = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario, topology)
@@ -56,8 +62,11 @@ def run(
     chosen = fresh_seed() if seed is None else seed
     plan = Plan(cluster)
     place = make_world(world, plan, wire=wire, seed=chosen, keep=keep)
+    captured = _begin_capture(place, report) if capture else None
 
     def keep_logs() -> None:
+        if captured is not None:
+            captured.end_captures()
         if report is not None:
             with contextlib.suppress(OSError):  # a report without logs is better than a lab that isn't taken down
                 copy_logs(place.logs(), report)
@@ -65,8 +74,32 @@ def run(
     runner = Runner(played, cluster, plan, place, tell or (lambda progress: None), keep, keep_logs)
     result = judge(played, cluster.name, world, chosen, runner.run())
     if report is not None:
+        if captured is not None:
+            captured.write_captures(report / "cables", _fault_facts(result))
         write_report(result, cluster, report)
     return result
+
+
+def _begin_capture(place: World, report: Path | None) -> NetnsWorld:
+    """Lets the world capture its cables from its start on. Raises InputError for one that has no real frames."""
+    from lab.netns_world import NetnsWorld
+
+    if not isinstance(place, NetnsWorld):
+        raise InputError(None, None, None, f"capture: the world {place.name} has no real frames; netns and docker have")
+    if report is None:
+        raise InputError(None, None, None, "capture: needs the directory of a report to write to")
+    place.capturing = True
+    return place
+
+
+def _fault_facts(result: Result) -> list[dict[str, object]]:
+    """What the comments in a capture tell of the faults; those of the injector tell themselves."""
+    return [
+        {"target": fault.target, "text": f"fault {fault.id}: {fault.kind} {fault.target}", "at": fault.at,
+         "cleared": fault.cleared}
+        for fault in result.outcome.evidence.faults
+        if not fault.counts_frames
+    ]  # fmt: skip
 
 
 class Cable:

@@ -7,9 +7,10 @@ the runner's own clock are on one scale.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ccm.history import HEADER_BYTES, RECORD_BYTES, RECORDS_MAX
 from emul.clock import MILLISECOND
@@ -19,6 +20,9 @@ from lab.errors import LabError
 from lab.fabric.client import Fabric, HostSilent
 from lab.plan import Plan
 from lab.world import Firing, HostUnreachable, PlannedFault, rule_cables, rule_of
+
+if TYPE_CHECKING:
+    from lab.capture.session import CableCaptures, Comment
 
 POLL_NS = 5 * MILLISECOND
 COUNTERS_TIMEOUT_S = 2.0
@@ -46,6 +50,10 @@ class NetnsWorld:
         self._events_seen = 0
         self._pids: list[int] = []
         self.wire = wire
+        self.capturing = False
+        """Whether `start` begins to capture all cables, before any host boots."""
+        self.captures: CableCaptures | None = None
+        self._injected: dict[str, list[Comment]] = {}
 
     # -- time and life ------------------------------------------------------------------------------------------------
 
@@ -53,6 +61,8 @@ class NetnsWorld:
         """Builds the fabric, starts adapters, maps the histories, boots the hosts."""
         self._fabric = self._start_fabric()
         self.wire = self._fabric.wire
+        if self.capturing:
+            self._start_captures()
         for node in self._plan.topology.nodes:
             self._histories[node] = Memory.open_file(self._fabric.history_path(node), HISTORY_BYTES)
         for node in self._plan.topology.nodes:
@@ -103,6 +113,44 @@ class NetnsWorld:
         if directory is not None and directory.exists():
             left.append(f"state directory of lab {directory.name}")
         return left
+
+    def _start_captures(self) -> None:
+        from lab.capture.session import CableCaptures
+
+        self.captures = CableCaptures(self.fabric)
+        self.captures.start()
+
+    def end_captures(self) -> None:
+        """Before `stop`: captures end, and what the injector did is asked for, as long as it can tell."""
+        if self.captures is None:
+            return
+        from lab.capture.session import injector_comments
+
+        self.captures.stop()
+        with suppress(LabError):  # a fabric that is gone
+            self._injected = injector_comments(self.fabric)
+
+    def write_captures(self, directory: Path, faults: Iterable[Mapping[str, object]]) -> dict[str, tuple[int, int]]:
+        """Writes CABLE.pcapng for each cable, with the faults (see lab.capture.session.fault_comments) as comments;
+        gives the frames in each and those lost. Raises OSError.
+        """
+        if self.captures is None:
+            return {}
+        from lab.capture.session import fault_comments
+
+        directory.mkdir(parents=True, exist_ok=True)
+        names = list(self._plan.topology.cables)
+        comments = fault_comments(faults, names)
+        try:
+            return {
+                name: self.captures.write(
+                    name, directory / f"{name}.pcapng", [*comments[name], *self._injected.get(name, ())]
+                )
+                for name in names
+            }
+        finally:
+            self.captures.close()
+            self.captures = None
 
     # -- faults -------------------------------------------------------------------------------------------------------
 

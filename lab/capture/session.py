@@ -26,6 +26,8 @@ from lab.injector.rules import Sight, describe
 READY_MAX_S = 5.0
 FRAME_SEARCH_NS = 100_000_000
 """A frame on which the injector acted entered the cable at most this long before."""
+TOLD_FROM_NS = 100_000
+"""A comment that stands at a later frame says how much later."""
 EVENTS_PAGES_MAX = 64
 APPLICATION = "ccm-lab"
 
@@ -178,7 +180,8 @@ def _due(waiting: deque[Comment], frame: Captured, offset_ns: int) -> list[str]:
             break
         named = comment.frame is not None and describe(Sight.of(frame.frame), frame.length) == comment.frame
         if named or frame.at >= at:
-            texts.append(comment.text)
+            late_ns = frame.at - at
+            texts.append(f"{comment.text} ({late_ns / 1e6:.1f} ms ago)" if late_ns >= TOLD_FROM_NS else comment.text)
             waiting.remove(comment)
     return texts
 

@@ -21,6 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", metavar="DIR", help="directory of the run (default: a new one under lab-runs)")
     parser.add_argument("--json", action="store_true", help="one JSON object (several scenarios: a list) on stdout")
     parser.add_argument("--keep", action="store_true", help="leave the lab running; `lab ps` and `lab down` find it")
+    parser.add_argument("--capture", action="store_true", help="all frames, as cables/*.pcapng in the run's directory")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -31,6 +32,8 @@ def main(args: argparse.Namespace) -> int:
 
     if args.world not in WORLDS:
         raise InputError(None, None, None, f'unknown world "{args.world}"; expected one of {", ".join(WORLDS)}')
+    if args.capture and args.world == "sim":
+        raise InputError(None, None, None, "--capture: the simulator has no real frames; use --world netns or docker")
     if args.seed is not None and args.seed < 0:
         raise InputError(None, None, None, f"expected a seed of 0 or more, found {args.seed}")
     topology = Topology.load(args.topology) if args.topology else None
@@ -63,7 +66,7 @@ def _run_one(
     directory = new_directory(scenario.name, seed, args.report, several=several)
     result = run(
         scenario, topology=cluster, world=args.world, wire=args.wire, seed=seed, report=directory, keep=args.keep,
-        tell=console.progress,
+        capture=args.capture, tell=console.progress,
     )  # fmt: skip
     console.end(result)
     return result.to_json(), result.exit_status
