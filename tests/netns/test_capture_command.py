@@ -47,7 +47,7 @@ def test_what_vanishes_in_a_blackhole_is_seen_all_the_same(fabric: Fabric, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["icO", "-o", "x.pcapng"], 'unknown cable "icO"'),
+        (["icO", "-o", "x.pcapng"], 'no cable "icO" (did you mean'),
         (["ic0", "-o", "/nowhere/x.pcapng"], "/nowhere/x.pcapng: can't be written: No such file or directory"),
         (["ic0", "-o", "x.pcapng", "--seconds", "0"], "--seconds: expected more than 0, found 0"),
     ],
