@@ -37,6 +37,8 @@ from emul.vocabulary import AccessFlags, AsyncEvent, EventType, WCStatus
 
 EVENTS_PER_TURN_MAX = 10_000
 """More follow-up events than this in one turn is a loop of ours."""
+DEFER_NS = 5 * MILLISECOND
+"""How long giving back what a lost path held is put off: slow verbs would hold up the replay's completions."""
 REOPEN_INTERVAL_NS = 100 * MILLISECOND
 """How often a dead adapter is tried again."""
 EXCEPTIONS_MAX = 64
@@ -115,6 +117,7 @@ class Driver:
         self._glances: dict[tuple[int, int, int], bytes] = {}
         self._events: deque[ev.Event] = deque()
         self._deferred: deque[Callable[[], None]] = deque()
+        self._deferred_until = now
         self._carrier: list[bool] = [True] * len(contexts)
         self._opened: list[bool] = [False] * len(contexts)
         self.manager = Manager(
@@ -174,14 +177,13 @@ class Driver:
         self._pump()
         self._execute(self.manager.on_time(now=self.now))
         self._pump()
-        if self._deferred:
+        if self._deferred and now >= self._deferred_until:
             self._deferred.popleft()()
 
     def next_deadline(self) -> Instant | None:
         """When `on_time` is due."""
-        if self._deferred:
-            return self.now
-        return earliest(self.manager.next_deadline(), self._reopen_at)
+        until = self._deferred_until if self._deferred else None
+        return earliest(self.manager.next_deadline(), self._reopen_at, until)
 
     def open_clients(self, now: Instant) -> None:
         """Asks each client what it needs of each partner, and opens its sessions."""
@@ -351,6 +353,11 @@ class Driver:
             self._execute(self.manager.handle(event, now=self.now))
         raise AssertionError(f"{EVENTS_PER_TURN_MAX} events in one turn, the last {event}")
 
+    def _defer(self, giving_back: Callable[[], None]) -> None:
+        if not self._deferred:
+            self._deferred_until = Instant(self.now + DEFER_NS)
+        self._deferred.append(giving_back)
+
     def _set_now(self, now: Instant) -> None:
         self.now = now
         for port in self.ports:
@@ -414,7 +421,7 @@ class Driver:
         link = self._links.pop((action.partner, action.path), None)
         if link is not None:
             link.silence()
-            self._deferred.append(link.close)
+            self._defer(link.close)
 
     def _read_status(self, action: ac.ReadStatus) -> None:
         self._on_link(action.partner, action.path, PeerLink.read_status)
@@ -537,7 +544,7 @@ class Driver:
         lanes = self._lanes.pop((action.partner, action.path, action.client), None)
         if lanes is not None:
             lanes.failed = True
-            self._deferred.append(lanes.close)
+            self._defer(lanes.close)
 
     def _hold_path(self, action: ac.HoldPath) -> None:
         for (partner, path, _), lanes in list(self._lanes.items()):
