@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from ccm.history import Kind, read_entries
+from ccm.history import Entry, Kind, read_entries
 from emul.clock import MILLISECOND, SECOND
 from emul.node_memory import fence_slot
 from lab.check.evidence import Evidence, FaultRecord, NodeResources, PathEnd, Session, merge
@@ -191,7 +191,11 @@ class Runner:
         close_at = self._close()
         timings.run = world.now() - self._load_at
         self._note_resources("closed")
-        return self._collect(quiet_at, stopped_at, close_at, nvram=nvram)
+        evidence = self._collect(quiet_at, stopped_at, close_at, nvram=nvram)
+        if self.keep:  # whoever looks at the lab afterwards wants to see it at work
+            for node in self.topology.nodes:
+                self._ask(node, {"op": "open"})
+        return evidence
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -204,12 +208,24 @@ class Runner:
             self._suspensions.append(f"the lab itself was not run for {late / MILLISECOND:.0f} ms")
         news = self._watcher.poll(self._histories())
         for entry in news:
-            if entry.kind == Kind.SUSPENDED:
+            if entry.kind == Kind.SUSPENDED and not self._was_paused(entry):
                 name = self._node_name(entry.node)
                 self._suspensions.append(f"host {name} was not run for {entry.extra / MILLISECOND:.0f} ms")
             self._on_session_trigger(entry.kind, Session(entry.node, entry.partner, entry.client))
             self._tell_entry(entry.kind, entry.at, Session(entry.node, entry.partner, entry.client), entry.extra)
         self._load_restarted_hosts()
+
+    def _was_paused(self, suspended: Entry) -> bool:
+        """Whether a fault of ours stopped the host for that time: then it says nothing of the machine."""
+        name, begun = self._node_name(suspended.node), suspended.at - suspended.extra
+        return any(
+            scheduled.fault.kind == "host.pause"
+            and scheduled.fault.step.target == name
+            and scheduled.at is not None
+            and scheduled.at <= suspended.at
+            and (scheduled.cleared is None or begun <= scheduled.cleared)
+            for scheduled in self._scheduled
+        )
 
     def _wait(self, condition: Callable[[], bool], bound_ns: int) -> bool:
         """Polls until the condition holds; False when the bound passes first."""
