@@ -152,6 +152,22 @@ def test_a_slow_cable_takes_as_long_as_its_rate_says() -> None:
     assert 2 * MILLISECOND <= b.got[0][0] <= 2 * MILLISECOND + LONGEST_NS
 
 
+def test_a_slow_cable_carries_one_frame_after_the_other() -> None:
+    scheduler = Scheduler()
+    cable = Cable("ic0", 0, scheduler, random.Random(1), pace=PACE, rate_bps=8_000_000)
+    a, b = Station("a", scheduler), Station("b", scheduler)
+    cable.plug(a)
+    cable.plug(b)
+    for _ in range(10):
+        cable.send(a, [bytes(1000)])
+    scheduler.run_until(20 * MILLISECOND)
+    assert len(b.frames) == 10
+    assert 10 * MILLISECOND <= b.got[-1][0] <= 10 * MILLISECOND + LONGEST_NS
+    for _ in range(2000):  # more than a port's buffer holds
+        cable.send(a, [bytes(1000)])
+    assert 1000 - 60 <= 2000 - cable.lost <= 1000 + 60
+
+
 def test_a_switch_sends_a_frame_where_its_address_is_and_broadcasts_everywhere_else() -> None:
     scheduler = Scheduler()
     switch = Switch("left", scheduler)
