@@ -111,7 +111,7 @@ class ScenarioModel(FileModel):
     topology: str = Field(min_length=1)
     workload: dict[str, WorkloadModel] = Field(default_factory=dict)
     steps: list[StepModel] = Field(default_factory=list, max_length=STEPS_MAX)
-    expect: dict[str, dict[str, object] | None] = Field(min_length=1)
+    expect: dict[str, dict[str, object] | None] = Field(default_factory=dict)
 
 
 def load_scenario(name_or_path: str | Path, topology: Topology | None) -> Scenario:
