@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from emul.clock import MILLISECOND
+from ccm.history import HistoryFull
+from emul.clock import MILLISECOND, SECOND
 from lab.errors import LabError
 from lab.injector.rules import InjectorCore, Rule
 from lab.plan import Plan
@@ -115,8 +116,13 @@ class SimWorld:
         return self.scheduler.now
 
     def advance(self, until: int) -> None:
-        """Runs what happens until then."""
-        self.scheduler.run_until(until)
+        """Runs what happens until then. Raises LabError when a history is full."""
+        try:
+            self.scheduler.run_until(until)
+        except HistoryFull as error:
+            seconds = self.scheduler.now / SECOND
+            advice = "run less, or at a lower rate"
+            raise LabError(f"{error}, full after {seconds:.1f} simulated seconds: {advice}") from error
 
     def stop(self) -> None:
         """There is nothing outside of this object; its megabytes go now rather than when the collector comes by."""

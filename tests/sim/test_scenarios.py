@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lab.api import run
+from lab.errors import LabError
 from lab.scenario import Scenario
 from lab.topology import Topology
 
@@ -58,6 +59,12 @@ def test_a_seed_is_the_same_run_in_every_process(tmp_path: Path, name: str) -> N
     assert first_history == second_history
     for key in ("checks", "faults", "recoveries", "workload"):
         assert first[key] == second[key]
+
+
+def test_a_history_that_is_full_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lab.sim.node.HISTORY_RECORDS", 500)
+    with pytest.raises(LabError, match="500 records.* at a lower rate"):
+        run("cable-cut", world="sim", seed=1)
 
 
 def test_another_seed_is_another_run() -> None:
