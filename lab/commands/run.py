@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import suppress
 
 from lab.errors import EXIT_PASS, InputError
 
@@ -64,9 +65,14 @@ def _run_one(
     console = RunConsole(printer_for(sys.stderr if args.json else sys.stdout))
     console.begin(scenario, cluster, args.world, seed)
     directory = new_directory(scenario.name, seed, args.report, several=several)
-    result = run(
-        scenario, topology=cluster, world=args.world, wire=args.wire, seed=seed, report=directory, keep=args.keep,
-        capture=args.capture, tell=console.progress,
-    )  # fmt: skip
+    try:
+        result = run(
+            scenario, topology=cluster, world=args.world, wire=args.wire, seed=seed, report=directory, keep=args.keep,
+            capture=args.capture, tell=console.progress,
+        )  # fmt: skip
+    except BaseException:
+        with suppress(OSError):
+            directory.rmdir()  # only if nothing was written: a run that never began leaves nothing
+        raise
     console.end(result)
     return result.to_json(), result.exit_status

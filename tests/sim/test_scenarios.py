@@ -63,7 +63,7 @@ def test_a_seed_is_the_same_run_in_every_process(tmp_path: Path, name: str) -> N
 
 def test_a_history_that_is_full_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lab.sim.node.HISTORY_RECORDS", 500)
-    with pytest.raises(LabError, match="500 records.* at a lower rate"):
+    with pytest.raises(LabError, match=r"500 records.* at a lower rate"):
         run("cable-cut", world="sim", seed=1)
 
 
