@@ -1,4 +1,5 @@
 """The injector from the fabric's side: started at first need, told its rules, and fed with the frames of armed cables.
+Shaped cables lead through it from the lab's beginning to its end.
 
 `lab.injector` describes rules and the control messages. The order matters: rules are armed before frames are led to
 them, and frames are led past the injector only after it has let go of the last one it held.
@@ -46,13 +47,26 @@ class Injection:
         self._channel: Channel | None = None
         self._tapped: set[str] = set()
         self._diverted: set[tuple[str, str]] = set()
+        self._shaped: dict[str, Mapping[str, int]] = {}
+
+    def shape(self, shapes: Mapping[str, Mapping[str, int]]) -> None:
+        """Leads these cables through the injector for good; a shape has delay_ns, rate_bps or both."""
+        self._shaped.update(shapes)
+        self._tap(list(shapes))
+        for cable in shapes:
+            self._cabling.arm(cable)
+
+    def on_cut(self, cable: str) -> None:
+        """A cable was pulled out: what was under way in it must not arrive after it is plugged in again."""
+        if cable in self._shaped:
+            self._ask({"op": "flush", "cables": [cable]})
 
     def arm(self, rules: Sequence[Mapping[str, Any]], seed: int) -> list[int]:
         """Arms `rules`, then leads the directions that they need through the injector; their ids."""
         self._tap(sorted({cable for rule in rules for cable in rule.get("cables") or self._cabling.names()}))
         answer = self._ask({"op": "arm", "rules": list(rules), "seed": seed})
         for cable, end in answer["directions"]:
-            if (cable, end) not in self._diverted:
+            if (cable, end) not in self._diverted and cable not in self._shaped:
                 self._cabling.arm(cable, end)
                 self._diverted.add((cable, end))
         return [int(number) for number in answer["ids"]]
@@ -88,6 +102,7 @@ class Injection:
         fresh = [cable for cable in cables if cable not in self._tapped]
         added = [
             {
+                **self._shaped.get(cable, {}),
                 "name": cable,
                 "ends": [
                     {"node": port.label, "interface": port.interface, "tap": port.tap}

@@ -54,6 +54,7 @@ class RunningLab:
             ("cables", self._make_cables),
             ("power", self._power_on),
             ("spawner", self._wait_spawner),
+            ("shapes", self._shape_cables),
             ("adapters", self._start_adapters),
         ):
             started = time.perf_counter()
@@ -97,6 +98,11 @@ class RunningLab:
                 f"the kernel refused to build the cables: {error}",
                 "a kernel with veth, bridge, the clsact queueing discipline, cls_u32 and act_mirred",
             ) from error
+
+    def _shape_cables(self) -> None:
+        shapes = {cable["name"]: cable["shape"] for cable in self._spec["cables"] if cable["shape"]}
+        if shapes:
+            self._injector.shape(shapes)
 
     def _power_on(self) -> None:
         from emul.memory import Memory
@@ -216,7 +222,10 @@ class RunningLab:
 
     def _do_cut(self, request: Message) -> Message:
         cable, end = self._cable(request)
-        return {"at": self._cables.cut(cable, end)}
+        at = self._cables.cut(cable, end)
+        if self._injection is not None:
+            self._injection.on_cut(cable)
+        return {"at": at}
 
     def _do_restore(self, request: Message) -> Message:
         cable, end = self._cable(request)

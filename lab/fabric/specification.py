@@ -93,11 +93,6 @@ def specification(
 
 def _cable(plan: Plan, name: str) -> dict[str, Any]:
     cable = plan.topology.cables[name]
-    if cable.delay_ns or cable.rate_bps:
-        raise InputError(
-            str(plan.topology.source or plan.topology.name), None, None,
-            f'cable "{name}" is shaped (delay, rate): this world can not shape cables; the simulator can',
-        )  # fmt: skip
     ends: list[dict[str, str]] = []
     for end in cable.ends:
         if end.switch:
@@ -105,7 +100,8 @@ def _cable(plan: Plan, name: str) -> dict[str, Any]:
         else:
             port = plan.ports[end.node, end.adapter]
             ends.append({"node": end.node, "adapter": end.adapter, "mac": port.mac.hex(":")})
-    return {"name": name, "ends": ends}
+    shape = {"delay_ns": cable.delay_ns, "rate_bps": cable.rate_bps}
+    return {"name": name, "ends": ends, "shape": {key: value for key, value in shape.items() if value}}
 
 
 def _check_room(directory: Path, needed: int) -> None:

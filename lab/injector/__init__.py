@@ -1,7 +1,8 @@
 """The fault injector in the middle of a cable: what it is told, what it tells, and who drives it.
 
 Modules: `rules` (the pure core: raw-byte selectors, rules, what becomes of a frame), `layers` (scapy layers that
-scapy.contrib.roce lacks), `forge` (frames built by scapy), `process` (the process of the real worlds). The simulator
+scapy.contrib.roce lacks), `forge` (frames built by scapy), `shaper` and `timer` (slow
+cables), `process` (the process of the real worlds). The simulator
 drives the same core.
 
 The core
@@ -41,7 +42,10 @@ CAP_NET_RAW there, imports emul, lab.injector and, once a forging rule is armed,
      "cables": [CABLE, ...] (may be empty: see "cables" below), "addresses": {ipv4: node}, "seed": int,
      "log": path or null, "preload_forge": bool (import scapy at the start: arming a forging rule otherwise stops the
      process for some 0.5 s, which diverted cables notice)}
-    CABLE = {"name": str, "ends": [END, END]}
+    CABLE = {"name": str, "ends": [END, END], "delay_ns": int?, "rate_bps": int?}
+        With one of the last two the cable is shaped: frames leave it in order, after the time that the rate asks for
+        and the delay; what a port's buffer would not hold is dropped (lab.injector.shaper). Both its directions have to
+        be diverted for good.
     END = {"node": name of the node or switch at this end,
            "interface": fabric-side interface whose other end leads there,
            "tap": interface on which frames diverted on their way in from that end can be read}
@@ -52,6 +56,8 @@ ends[i]["interface"] by redirecting (egress) into the other end of the veth pair
 Control: one JSON object in, one JSON object out, for each message; several connections at once. A reply is
 {"ok": true, ...} or {"ok": false, "error": text}. Requests:
     {"op": "cables", "add": [CABLE, ...], "remove": [name, ...]}     opens and closes taps; both keys optional
+    {"op": "flush", "cables": [name, ...]}     -> "lost": int: frames that wait or are under way in them are lost (the
+        cable was pulled out)
     {"op": "arm", "rules": [RULE, ...], "seed": int?}   -> "ids": [int, ...], "directions": [[cable, end], ...]
         All rules or none. Arm first, then divert the directions: a frame passes unharmed before, and no rule misses one
         after. A rule counts from when its frames are diverted.

@@ -20,6 +20,8 @@ from typing import Any
 
 from emul.port.packet import enlarge_buffers
 from lab.injector.rules import FORGING, Fired, InjectorCore, Rule
+from lab.injector.shaper import Shape, Shaper
+from lab.injector.timer import Timer
 
 FRAME_BYTES_MAX = 65_536 + 18
 FRAMES_PER_TURN_MAX = 64
@@ -45,9 +47,26 @@ class _Direction:
     towards: str
     tap: socket.socket
     out: socket.socket
+    shaper: Shaper | None = None
+    """Of a shaped cable."""
     frames: int = 0
     dropped: int = 0
     last_at: int | None = None
+
+    def carry(self, frame: bytes, now: int) -> None:
+        """Takes a frame along: at once, or when the cable's shape says."""
+        if self.shaper is None:
+            self.send(frame)
+        elif self.shaper.put(frame, now=now) is None:
+            self.dropped += 1
+
+    def flush(self, buffer: memoryview) -> int:
+        """What waits and what is under way is lost; how many frames."""
+        lost = 0 if self.shaper is None else self.shaper.clear()
+        with contextlib.suppress(OSError):
+            while self.tap.recv_into(buffer):
+                lost += 1
+        return lost
 
     def send(self, frame: bytes) -> None:
         try:
@@ -68,6 +87,7 @@ class _Wiring:
 
     cables: dict[str, tuple[_Direction, _Direction]] = field(default_factory=dict)
     by_tap: dict[int, _Direction] = field(default_factory=dict)
+    shaped: list[_Direction] = field(default_factory=list)
 
 
 class InjectorProcess:
@@ -84,6 +104,8 @@ class InjectorProcess:
         self._running = True
         self._buffer = memoryview(bytearray(FRAME_BYTES_MAX))
         self._epoll = select.epoll()
+        self._timer = Timer()
+        self._epoll.register(self._timer, select.EPOLLIN)
         self._path = Path(config["control"])
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         self._path.unlink(missing_ok=True)
@@ -104,12 +126,16 @@ class InjectorProcess:
                 direction = self._wiring.by_tap.get(fd)
                 if direction is not None:
                     self._pump(direction)
+                elif fd == self._timer.fileno():
+                    self._timer.take()
                 elif fd == stop_read:
                     self._running = False
                 elif fd == self._listener.fileno():
                     self._accept()
                 elif fd in self._connections:
                     self._serve(self._connections[fd])
+            if self._wiring.shaped:
+                self._release()
             self._tell_subscribers()
         signal.set_wakeup_fd(-1)
         os.close(stop_read)
@@ -123,6 +149,7 @@ class InjectorProcess:
             self._drop(connection)
         self._listener.close()
         self._path.unlink(missing_ok=True)
+        self._timer.close()
         self._epoll.close()
 
     def _pump(self, direction: _Direction) -> None:
@@ -137,7 +164,20 @@ class InjectorProcess:
                 direction.last_at = now
                 for output in self._core.on_frame(direction.cable, direction.source, frame, now=now):
                     way = both[0] if both[0].towards == output.towards else both[1]
-                    way.send(output.frame)
+                    way.carry(output.frame, now)
+
+    def _release(self) -> None:
+        """Frames whose time has come leave the shaped cables."""
+        now = time.monotonic_ns()
+        moments: list[int] = []
+        for direction in self._wiring.shaped:
+            assert direction.shaper is not None
+            for frame in direction.shaper.due(now=now):
+                direction.send(frame)
+            due_at = direction.shaper.next_at()
+            if due_at is not None:
+                moments.append(due_at)
+        self._timer.set(min(moments, default=None))
 
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -189,6 +229,9 @@ class InjectorProcess:
                 self._remove_cable(name)
             self._add_cables(request.get("add", ()))
             return {}
+        if operation == "flush":
+            ways = [way for name in request["cables"] for way in self._wiring.cables[name]]
+            return {"lost": sum(way.flush(self._buffer) for way in ways)}
         if operation == "subscribe":
             connection.subscribed = True
             return {}
@@ -262,9 +305,10 @@ class InjectorProcess:
             if name in self._wiring.cables:
                 raise ValueError(f"cable {name} is open already")
             self._core.add_cable(name, [end["node"] for end in ends])
-            self._open_cable(name, ends)
+            delay_ns, rate_bps = cable.get("delay_ns", 0), cable.get("rate_bps")
+            self._open_cable(name, ends, Shape(delay_ns, rate_bps) if delay_ns or rate_bps else None)
 
-    def _open_cable(self, name: str, ends: list[dict[str, str]]) -> None:
+    def _open_cable(self, name: str, ends: list[dict[str, str]], shape: Shape | None) -> None:
         opened: list[socket.socket] = []
         try:
             for end in ends:
@@ -281,6 +325,9 @@ class InjectorProcess:
         )
         self._wiring.cables[name] = directions
         for direction in directions:
+            if shape is not None:
+                direction.shaper = Shaper(shape)
+                self._wiring.shaped.append(direction)
             self._wiring.by_tap[direction.tap.fileno()] = direction
             self._epoll.register(direction.tap, select.EPOLLIN)
 
@@ -288,6 +335,8 @@ class InjectorProcess:
         self._core.remove_cable(name)
         for direction in self._wiring.cables.pop(name, ()):
             del self._wiring.by_tap[direction.tap.fileno()]
+            if direction.shaper is not None:
+                self._wiring.shaped.remove(direction)
             self._epoll.unregister(direction.tap)
             direction.tap.close()
             direction.out.close()

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Protocol
 
 from emul.clock import SECOND
+from lab.injector.shaper import BACKLOG_BYTES_MAX
 from lab.sim.pace import Pace
 from lab.sim.scheduler import Priority, Scheduler, What
 
@@ -68,6 +69,8 @@ class Cable:
         self._jitter_ns = pace.cable_jitter_ns
         self._rate_bps = rate_bps
         self._arrival = [0, 0]
+        self._free_at = [0, 0]
+        """When the line has carried what each end sent so far."""
         self._generation = 0
 
     def plug(self, end: CableEnd) -> None:
@@ -99,9 +102,14 @@ class Cable:
         if self.blackholed[index]:
             self.lost += len(frames)
             return
-        delay = self._delay_ns + int(self._rng.random() * self._jitter_ns)
         if self._rate_bps is not None:
-            delay += sum(map(len, frames)) * 8 * SECOND // self._rate_bps
+            # The line carries one frame after the other, also those of different moments.
+            begin = max(start, self._free_at[index])
+            if begin - start > BACKLOG_BYTES_MAX * 8 * SECOND // self._rate_bps:
+                self.lost += len(frames)
+                return
+            start = self._free_at[index] = begin + sum(map(len, frames)) * 8 * SECOND // self._rate_bps
+        delay = self._delay_ns + int(self._rng.random() * self._jitter_ns)
         arrival = self._arrival[index] = max(self._arrival[index] + 1, start + delay)
         generation = self._generation
         self._scheduler.at(arrival, Priority.FRAME, lambda: self._arrive(1 - index, frames, generation))
@@ -117,6 +125,7 @@ class Cable:
     def unplug(self, ends: Sequence[int]) -> None:
         """These ends lose their carrier; what is on its way is lost."""
         self._generation += 1
+        self._free_at = [0, 0]
         self._set_carrier(ends, up=False)
 
     def plug_in(self, ends: Sequence[int]) -> None:
