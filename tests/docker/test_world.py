@@ -99,8 +99,10 @@ def test_a_crashed_host_container_leaves_adapters_and_cables_and_its_partner_rea
 def test_a_killed_lab_leaves_nothing_that_runs_and_down_knows_the_rest(engine):
     program = (
         "import signal\nfrom lab.api import Lab\n"
-        "lab = Lab('ha-pair', world='docker')\nlab.__enter__()\nlab.wait_ready()\n"
-        "print(lab.world.fabric.lab_id, flush=True)\nsignal.pause()\n"
+        "with Lab('ha-pair', world='docker') as lab:\n"
+        "    lab.wait_ready()\n"
+        "    print(lab.world.fabric.lab_id, flush=True)\n"
+        "    signal.pause()\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=CHECKOUT, text=True) as process:
         lab_id = process.stdout.readline().strip()
