@@ -6,7 +6,8 @@ requests go to its ledger and its client; everything else is reported to the dri
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol
 
 from ccm.adapter_port import AdapterPort
@@ -15,7 +16,6 @@ from ccm.exchange import LaneEntry, ViAddress
 from ccm.needs import Needs
 from ccm.stream import MESSAGE_HEADER
 from emul.clock import Instant
-from emul.errors import RDMAError
 from emul.verbs import MR, QP, QPInitAttr
 from emul.vocabulary import (
     GID,
@@ -177,26 +177,25 @@ class Lanes:
         exposed: Region | None,
         fence: tuple[int, int],
         psn: Callable[[], int],
-    ) -> LaneEntry:
-        """Makes regions and queue pairs, tagged with `fence` (slot, epoch). Raises RDMAError; what was made is given
-        back.
+    ) -> Iterator[None]:
+        """Makes regions and queue pairs, tagged with `fence` (slot, epoch), with a rest after each slow verb. Raises
+        RDMAError; then `close` gives back what was made.
         """
         self.fence_epoch = fence[1]
-        try:
-            self._open_regions(needs, source, exposed)
-            for index in range(needs.vis):
-                self._open_vi(index, needs, fence, psn())
-        except RDMAError:
-            self.close()
-            raise
+        yield from self._open_regions(needs, source, exposed)
+        for index in range(needs.vis):
+            yield from self._open_vi(index, needs, fence, psn())
+
+    def entry(self) -> LaneEntry:
+        """What the partner must know of them."""
         region = self.exposed_mr
         return LaneEntry(
             self.session.client_key, self.session.epoch, 0, region.rkey if region else 0, region.buf if region else 0,
             region.length if region else 0, tuple(ViAddress(vi.qp.qp_num, vi.psn) for vi in self.vis),
         )  # fmt: skip
 
-    def connect(self, remote: LaneEntry, address: str, mtu: int, fence: tuple[int, int]) -> None:
-        """Connects each queue pair with the partner's. Raises RDMAError."""
+    def connect(self, remote: LaneEntry, address: str, mtu: int, fence: tuple[int, int]) -> Iterator[None]:
+        """Connects each queue pair with the partner's, with a rest after each slow verb. Raises RDMAError."""
         for vi, theirs in zip(self.vis, remote.vis, strict=True):
             vi.target, vi.rkey = remote.address, remote.rkey
             attr = QPAttr(
@@ -206,8 +205,10 @@ class Lanes:
                 fence_slot=fence[0], fence_epoch=fence[1],
             )  # fmt: skip
             vi.qp.modify(attr)
+            yield
             attr.qp_state = QPState.RTS
             vi.qp.modify(attr)
+            yield
         for stream in self.session.streams:
             stream.target_bytes = remote.length
 
@@ -229,40 +230,50 @@ class Lanes:
             except Exception as error:
                 self.owner.on_client_exception(self.client.name, error)
 
-    def close(self) -> None:
-        """Destroys everything. What was received until now is taken first, and nothing is accepted after that."""
+    def close(self) -> Iterator[None]:
+        """Destroys everything, with a rest after each slow verb. What was received until now is taken first, and
+        nothing is accepted after that.
+        """
         self.failed = True
         if self.message_mr is not None:
             for vi in self.vis:
-                self.port.attempt(lambda vi=vi: vi.qp.modify(QPAttr(qp_state=QPState.ERR)))  # type: ignore[misc]
+                self.port.attempt(partial(vi.qp.modify, QPAttr(qp_state=QPState.ERR)))
+                yield
             self.port.drain()
-        for vi in self.vis:
+        while self.vis:
+            vi = self.vis.pop()
             self.port.handlers.pop(vi.qp.qp_num, None)
             self.port.attempt(vi.qp.close)
-        self.vis.clear()
-        for region in (self.source_mr, self.exposed_mr, self.message_mr):
+            yield
+        regions = (self.source_mr, self.exposed_mr, self.message_mr)
+        self.source_mr = self.exposed_mr = self.message_mr = None
+        for region in regions:
             if region is not None:
                 self.port.attempt(region.close)
-        self.source_mr = self.exposed_mr = self.message_mr = None
+                yield
 
-    def _open_regions(self, needs: Needs, source: Region | None, exposed: Region | None) -> None:
+    def _open_regions(self, needs: Needs, source: Region | None, exposed: Region | None) -> Iterator[None]:
         pd = self.port.pd
         if source is not None:
             self.source_mr = MR(pd, source.length, AccessFlags.NONE, source.memory, source.offset)
+            yield
         if exposed is not None:
             access = AccessFlags.LOCAL_WRITE | AccessFlags.REMOTE_WRITE
             self.exposed_mr = MR(pd, exposed.length, access, exposed.memory, exposed.offset)
+            yield
         if needs.message_bytes:
             self.message_stride = (MESSAGE_HEADER.size + needs.message_bytes + 63) & ~63
             slots = 2 * needs.depth + RECEIVES_SPARE
             self.message_mr = MR(pd, needs.vis * slots * self.message_stride, AccessFlags.LOCAL_WRITE)
+            yield
 
-    def _open_vi(self, index: int, needs: Needs, fence: tuple[int, int], psn: int) -> None:
+    def _open_vi(self, index: int, needs: Needs, fence: tuple[int, int], psn: int) -> Iterator[None]:
         cap = QPCap(max_send_wr=needs.depth + QUEUE_SPARE, max_recv_wr=needs.depth + RECEIVES_SPARE)
         qp = QP(self.port.pd, QPInitAttr(cap=cap, scq=self.port.cq, rcq=self.port.cq))
         vi = ViLane(self, index, qp, psn)
         self.vis.append(vi)
         self.port.handlers[qp.qp_num] = vi.on_completion
+        yield
         qp.modify(
             QPAttr(
                 qp_state=QPState.INIT,
@@ -271,6 +282,7 @@ class Lanes:
                 fence_epoch=fence[1],
             )
         )
+        yield
         if self.message_mr is not None:
             slots = 2 * needs.depth + RECEIVES_SPARE
             vi.prepare_messages(index * slots * self.message_stride, needs.depth)

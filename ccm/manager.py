@@ -15,27 +15,6 @@ from ccm.peerinfo import OWN_VERSIONS, Versions
 from ccm.peering import PartnerConfig, Peering
 from emul.clock import Instant, earliest
 
-_HANDLERS: dict[type, Callable[..., None]] = {
-    ev.PeerConnected: Peering.on_peer_connected,
-    ev.PeerRefused: Peering.on_peer_refused,
-    ev.PeerLost: Peering.on_peer_lost,
-    ev.StatusRead: Peering.on_status,
-    ev.StatusUnreadable: Peering.on_status_unreadable,
-    ev.SeenRead: Peering.on_seen,
-    ev.RecordWritten: Peering.on_record_written,
-    ev.RecordArrived: Peering.on_record,
-    ev.FenceAnswered: Peering.on_fence_answered,
-    ev.FencedByPartner: Peering.on_fenced_by_partner,
-    ev.LifeSeen: Peering.on_life,
-    ev.LanesOpened: Peering.on_lanes_opened,
-    ev.LanesConnected: Peering.on_lanes_connected,
-    ev.LanesFailed: Peering.on_lanes_failed,
-    ev.ViFailed: Peering.on_vi_failed,
-    ev.ClientOpened: Peering.on_client_opened,
-    ev.ClientClosed: Peering.on_client_closed,
-}
-_TIMELESS: dict[type, Callable[..., None]] = {ev.RecordRefused: Peering.on_record_refused, ev.Moved: Peering.on_moved}
-
 
 class Manager:
     """One manager. `known_epoch` gives the highest session epoch ever agreed with a partner, by its node id."""
@@ -57,6 +36,7 @@ class Manager:
             partner.node: Peering(node, name, incarnation, partner, known_epoch(partner.node), versions, now=now)
             for partner in partners
         }
+        self._handlers = {partner: _handlers(peering) for partner, peering in self.peerings.items()}
 
     def handle(self, event: ev.Event, *, now: Instant) -> list[Action]:
         """Takes one event. Raises KeyError for a partner that the configuration does not name."""
@@ -66,13 +46,8 @@ class Manager:
                 peering.on_carrier(event.adapter, isinstance(event, ev.CarrierFound), now=now)
                 actions += _take_actions(peering)
             return actions
-        peering = self.peerings[event.partner]
-        kind = type(event)
-        if kind in _TIMELESS:
-            _TIMELESS[kind](peering, event)
-        else:
-            _HANDLERS[kind](peering, event, now=now)
-        return _take_actions(peering)
+        self._handlers[event.partner][type(event)](event, now=now)
+        return _take_actions(self.peerings[event.partner])
 
     def on_time(self, *, now: Instant) -> list[Action]:
         """Runs the timers that are due; needless calls give no actions."""
@@ -91,6 +66,31 @@ class Manager:
         return {peering.partner_name: describe(peering) for peering in self.peerings.values()}
 
 
+def _handlers(peering: Peering) -> dict[type, Callable[..., None]]:
+    """Who takes which event."""
+    return {
+        ev.PeerConnected: peering.on_peer_connected,
+        ev.PeerRefused: peering.on_peer_refused,
+        ev.PeerLost: peering.on_peer_lost,
+        ev.StatusRead: peering.on_status,
+        ev.StatusUnreadable: peering.on_status_unreadable,
+        ev.SeenRead: peering.on_seen,
+        ev.RecordWritten: peering.on_record_written,
+        ev.RecordArrived: peering.on_record,
+        ev.RecordRefused: peering.on_record_refused,
+        ev.FenceAnswered: peering.failover.on_fence_answered,
+        ev.FencedByPartner: peering.on_fenced_by_partner,
+        ev.LifeSeen: peering.on_life,
+        ev.LanesOpened: peering.settling.on_lanes_opened,
+        ev.LanesConnected: peering.settling.on_lanes_connected,
+        ev.LanesFailed: peering.on_lanes_failed,
+        ev.ViFailed: peering.on_vi_failed,
+        ev.Moved: peering.on_moved,
+        ev.ClientOpened: peering.on_client_opened,
+        ev.ClientClosed: peering.on_client_closed,
+    }
+
+
 def _take_actions(peering: Peering) -> list[Action]:
     actions = list(peering.out)
     peering.out.clear()
@@ -103,9 +103,9 @@ def describe(peering: Peering) -> dict[str, Any]:
         "id": peering.partner,
         "incarnation": peering.partner_incarnation,
         "stage": peering.partner_stage,
-        "version": peering.agreement.version if peering.agreement is not None else None,
-        "refused": peering.refused_records,
-        "last_refusal": peering.last_refusal,
+        "version": peering.settling.agreement.version if peering.settling.agreement is not None else None,
+        "refused": peering.settling.refused,
+        "last_refusal": peering.settling.last_refusal,
         "paths": [
             {
                 "index": path.index,

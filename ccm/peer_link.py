@@ -7,7 +7,7 @@ fence requests. Reports values; what they mean is decided in `ccm.peering`.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ccm import events as ev
@@ -96,7 +96,11 @@ class PeerLink:
         self.mtu = MTU.MTU_1024
         self.scratch = MR(port.pd, _SCRATCH_BYTES, AccessFlags.LOCAL_WRITE)
         cap = QPCap(max_send_wr=SENDS_MAX, max_recv_wr=2 * RECEIVES_POSTED)
-        self.qp = QP(port.pd, QPInitAttr(cap=cap, scq=port.cq, rcq=port.cq))
+        try:
+            self.qp = QP(port.pd, QPInitAttr(cap=cap, scq=port.cq, rcq=port.cq))
+        except RDMAError:
+            port.attempt(self.scratch.close)
+            raise
         port.handlers[self.qp.qp_num] = self.on_completion
         self._cm = CmId(self.qp)
 
@@ -105,27 +109,34 @@ class PeerLink:
         """The connection's number in CM events."""
         return self._cm.number
 
-    def connect(self) -> None:
-        """Sends the request. Raises RDMAError."""
+    @property
+    def silent(self) -> bool:
+        """Whether it failed, or was given up: nothing is told any more."""
+        return self._failed
+
+    def connect(self) -> Iterator[None]:
+        """Sends the request, with a rest after each slow verb. Raises RDMAError."""
         me = self._me
         self.mtu = self._port.context.query_port(1).active_mtu
+        yield
         self.qp.modify(QPAttr(qp_state=QPState.INIT))
+        yield
         request = ConnectRequest(me.node_id, me.path, me.incarnation, self._challenge)
         attr = QPAttr(path_mtu=self.mtu, timeout=PEER_TIMEOUT, retry_cnt=PEER_RETRIES, rnr_retry=PEER_RNR_RETRIES)
         self._cm.connect(me.address, SERVICE_ID, request.emit(), attr)
 
     def on_cm_event(self, event: CmEvent, fence_epoch: int) -> None:
         """The firmware's answer, or its absence."""
-        me = self._me
+        if self._failed:
+            return
         if event.kind is CmEventType.REPLY and self._reply is None:
             self._on_reply(event.private_data, fence_epoch)
         elif event.kind is CmEventType.REJECTED:
             self._refuse(Reason.REJECTED, f"firmware rejected the connection, reason {event.reason}")
         elif event.kind is CmEventType.UNREACHABLE:
             self._refuse(Reason.UNREACHABLE, "no answer to the connection request")
-        elif event.kind is CmEventType.DISCONNECTED and not self._failed:
-            self._failed = True
-            self._tell(ev.PeerLost(me.partner, me.path, "disconnected by the firmware"))
+        elif event.kind is CmEventType.DISCONNECTED:
+            self._fail("disconnected by the firmware")
 
     def read_status(self) -> None:
         """RDMA READ of the status page: StatusRead or StatusUnreadable follows."""
@@ -175,13 +186,12 @@ class PeerLink:
         self._failed = True
         self._port.handlers.pop(self.qp.qp_num, None)
 
-    def close(self) -> None:
-        """Parts, and gives back what it holds."""
+    def close(self) -> Iterator[None]:
+        """Parts, and gives back what it holds, with a rest after each slow verb."""
         self.silence()
-        port = self._port
-        port.attempt(self._cm.close)
-        port.attempt(self.qp.close)
-        port.attempt(self.scratch.close)
+        for verb in (self._cm.close, self.qp.close, self.scratch.close):
+            self._port.attempt(verb)
+            yield
 
     def _on_reply(self, private_data: bytes, fence_epoch: int) -> None:
         me = self._me

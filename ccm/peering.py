@@ -1,51 +1,40 @@
-"""All that is between this node and one partner: takes the partner's events, drives paths, handshake, exchange,
-sessions.
+"""All that is between this node and one partner: takes the partner's events, drives connection, handshake and probes.
 
-Each path lives in `ccm.path`, each session in `ccm.session`; what is here is the order in which one follows from the
-other: connect, four steps, exchange, up; loss, fence, replay, rejoin. After an event that may have changed something
-`_settle` repeats the level-triggered steps until nothing moves.
+Each path lives in `ccm.path`, each session in `ccm.session`. What follows once a path is proven is in `ccm.settling`,
+what follows from its loss in `ccm.failover`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 from ccm import events as ev
 from ccm.actions import (
     Action,
-    CloseLanes,
-    ConnectLanes,
     ConnectPeer,
     DisconnectPeer,
     HoldPath,
     NotePathDown,
-    NotePathFenced,
-    NotePathUp,
-    NoteRefused,
     NoteStep,
     ReadInbox,
     ReadSeen,
     ReadStatus,
-    RequestFence,
     TellPartnerStatus,
     WriteRecord,
 )  # fmt: skip
-from ccm.exchange import Info, LaneEntry, Manifest, PathInfo, Record, RecordKind, Seen, Sessions
+from ccm.exchange import Info, Manifest, PathInfo, Record, RecordKind, Seen, Sessions
+from ccm.failover import Failover
 from ccm.handshake import STAGE_LOADER, Step
 from ccm.pairing import Verdict
-from ccm.path import CONNECT_TIMEOUT_NS, FENCE_ATTEMPTS_MAX, FENCE_TIMEOUT_NS, POLL_NS, Input, Path, PathState
+from ccm.path import CONNECT_TIMEOUT_NS, POLL_NS, Input, Path, PathState
 from ccm.pathset import PathSet
-from ccm.peerinfo import OWN_VERSIONS, Agreement, Versions, agree, own_info
+from ccm.peerinfo import OWN_VERSIONS, Versions
 from ccm.publisher import Publisher
 from ccm.reasons import Reason
 from ccm.sessions import SessionSet
+from ccm.settling import Settling
 from emul.clock import MILLISECOND, Instant, earliest
 
-SETTLE_ROUNDS_MAX = 16
-"""A round takes each machine at most one step; no chain of steps is longer."""
-FAILBACK_AFTER_NS = 100 * MILLISECOND
-"""How long a path must be up again before virtual interfaces move back to it."""
 STATUS_TELL_NS = 20 * MILLISECOND
 """Unchanged boot status is passed on to the clients at most this often."""
 LATE_NS = 2 * MILLISECOND
@@ -77,9 +66,7 @@ class Peering:
     ) -> None:
         self.partner = partner.node
         self.partner_name = partner.name
-        self.node_name = name
         self.incarnation = incarnation
-        self.versions = versions
         self.out: list[Action] = []
         leads = node < partner.node
         self.paths = PathSet(
@@ -87,16 +74,13 @@ class Peering:
         )
         self.publisher = Publisher(node, incarnation, partner.node)
         self.sessions = SessionSet(self.publisher, self.paths, known_epoch, self.out)
+        self.settling = Settling(name, versions, self.paths, self.sessions, self.publisher, self.out)
+        self.failover = Failover(self.paths, self.sessions, self.publisher, self.settling, self.out)
         self.partner_incarnation = 0
         """The highest incarnation of the partner's host that was read; 0: none yet."""
         self.partner_stage = -1
-        self.agreement: Agreement | None = None
-        self.refused_records = 0
-        self.last_refusal = ""
         self._sequences: dict[tuple[RecordKind, int], int] = {}
-        self._fence_number = 0
         self._told_at = now
-        self._rebalance_at: Instant | None = None
         self._expected_at: Instant | None = None
 
     # timers
@@ -106,7 +90,7 @@ class Peering:
         deadline = earliest(
             *(path.next_deadline() for path in self.paths.paths),
             self.sessions.next_deadline(),
-            self._rebalance_at,
+            self.settling.rebalance_at,
         )
         self._expected_at = deadline
         return deadline
@@ -119,12 +103,12 @@ class Peering:
         self._expected_at = None
         for path in self.paths.paths:
             self._path_time(path, now=now)
-        if self._rebalance_at is not None and now >= self._rebalance_at:
-            self._rebalance_at = None
+        if self.settling.rebalance_at is not None and now >= self.settling.rebalance_at:
+            self.settling.rebalance_at = None
             self.sessions.rebalance()
         closing = self.sessions.next_deadline()
         if closing is not None and now >= closing:
-            self._settle(now=now)
+            self.settling.settle(now=now)
 
     def _path_time(self, path: Path, *, now: Instant) -> None:
         state = path.state
@@ -140,7 +124,7 @@ class Peering:
                 self._poll(path)
         elif state is PathState.FENCING:
             if path.fence_retry_at is not None and now >= path.fence_retry_at:
-                self._request_fence(path, now=now)
+                self.failover.request_fence(path, now=now)
         else:
             self._watch(path, now=now)
 
@@ -151,7 +135,7 @@ class Peering:
             if path.state is PathState.UP and not self.paths.has_better(path):
                 path.take(Input.SILENT, now=now, reason=Reason.SILENT)
             else:
-                self._lose(path, Reason.SILENT, now=now)
+                self.failover.lose(path, Reason.SILENT, now=now)
                 return
         if path.relink_at is not None and now >= path.relink_at:
             self._relink(path, now=now)
@@ -188,7 +172,7 @@ class Peering:
         if path.usable and path.carrier and not self.paths.has_better(path):
             self._relink(path, now=now)
         else:
-            self._lose(path, Reason.COMPLETION_ERROR, now=now)
+            self.failover.lose(path, Reason.COMPLETION_ERROR, now=now)
 
     def _relink(self, path: Path, *, now: Instant) -> None:
         """The well-known connection failed, and no path is better: made anew beside the sessions, which may get
@@ -225,14 +209,14 @@ class Peering:
         self._alive(path, now=now)
         for other in self.paths.paths:
             if other.state is PathState.SUSPECT and self.paths.has_better(other):
-                self._lose(other, other.reason, now=now)
+                self.failover.lose(other, other.reason, now=now)
 
     def on_status_unreadable(self, event: ev.StatusUnreadable, *, now: Instant) -> None:
         """The page is no status page: the path answers, the handshake waits."""
         path = self.paths.get(event.path)
         if path is None:
             return
-        self._count_refusal(path.index, Reason.NONE, "status page is not readable as one")
+        self.settling.refuse(path.index, Reason.NONE, "status page is not readable as one")
         if path.state is PathState.HANDSHAKE:
             path.poll_posted, path.poll_at = False, Instant(now + POLL_NS)
         else:
@@ -255,7 +239,7 @@ class Peering:
         kind = RecordKind(event.kind)
         if kind is not RecordKind.SEEN:
             self.publisher.on_written(kind, event.index, event.sequence)
-            self._settle(now=now)
+            self.settling.settle(now=now)
             return
         path = self.paths.get(event.path)
         if path is None or path.state is not PathState.HANDSHAKE or event.sequence != path.seen_sequence:
@@ -284,7 +268,7 @@ class Peering:
         path.take(Input.PROVEN, now=now)
         path.pairing.begin()
         self.out.append(ReadInbox(self.partner))
-        self._settle(now=now)
+        self.settling.settle(now=now)
 
     def _note_step(self, path: Path, step: int) -> None:
         self.out.append(NoteStep(self.partner, path.index, step, path.handshake.partner_incarnation))
@@ -292,12 +276,7 @@ class Peering:
     def _refuse(self, path: Path, reason: Reason, text: str, *, now: Instant) -> None:
         path.take(Input.REFUSED, now=now, reason=reason)
         self.out.append(DisconnectPeer(self.partner, path.index))
-        self._count_refusal(path.index, reason, text)
-
-    def _count_refusal(self, path: int, reason: Reason, text: str) -> None:
-        self.refused_records += 1
-        self.last_refusal = f"{reason.name.lower()}: {text}" if reason else text
-        self.out.append(NoteRefused(self.partner, path, reason, text))
+        self.settling.refuse(path.index, reason, text)
 
     # the partner's host
 
@@ -318,7 +297,7 @@ class Peering:
         """
         first = self.partner_incarnation == 0
         self.partner_incarnation = incarnation
-        self.agreement = None
+        self.settling.agreement = None
         self._sequences.clear()
         reason = Reason.PARTNER_HOST_GONE if gone else Reason.PARTNER_REBOOTED
         self.sessions.forget_partner()
@@ -331,7 +310,7 @@ class Peering:
             path.take(Input.RESTARTED, now=now, reason=reason)
             if was_usable:
                 self.out += [HoldPath(self.partner, path.index), NotePathDown(self.partner, path.index, reason)]
-            self._close_lanes(path)
+            self.failover.close_lanes(path)
             if was_fencing:
                 self.out.append(DisconnectPeer(self.partner, path.index))
 
@@ -341,7 +320,7 @@ class Peering:
         """A record of the partner's; those of other incarnations and older ones than known are not looked at."""
         record = event.record
         if record.node != self.partner:
-            self._count_refusal(0, Reason.WRONG_IDENTITY, f"node id {record.node}, expected {self.partner}")
+            self.settling.refuse(0, Reason.WRONG_IDENTITY, f"node id {record.node}, expected {self.partner}")
             return
         if record.kind is RecordKind.SEEN:
             path = self.paths.get(record.index)
@@ -362,12 +341,12 @@ class Peering:
             return
         self._sequences[key] = record.sequence
         self._take_record(record, now=now)
-        self._settle(now=now)
+        self.settling.settle(now=now)
 
     def _take_record(self, record: Record, *, now: Instant) -> None:
         body = record.body
         if isinstance(body, Info):
-            self._on_info(record)
+            self.settling.on_info(record)
         elif isinstance(body, Manifest):
             self.sessions.on_partner_manifest(body)
         elif isinstance(body, Sessions):
@@ -375,95 +354,20 @@ class Peering:
         elif isinstance(body, PathInfo):
             path = self.paths.get(record.index)
             if path is None:
-                self._count_refusal(record.index, Reason.NONE, f"no path {record.index} in our configuration")
+                self.settling.refuse(record.index, Reason.NONE, f"no path {record.index} in our configuration")
             elif path.pairing.on_partner(body) is Verdict.BROKEN and path.proven:
-                self._lose(path, Reason.PARTNER_BEGAN_PATH_ANEW, now=now)
+                self.failover.lose(path, Reason.PARTNER_BEGAN_PATH_ANEW, now=now)
 
-    def on_record_refused(self, event: ev.RecordRefused) -> None:
+    def on_record_refused(self, event: ev.RecordRefused, *, now: Instant) -> None:
         """Bytes in the inbox that are no record."""
-        self._count_refusal(0, Reason.NONE, event.reason)
-
-    def _on_info(self, record: Record) -> None:
-        own = own_info(self.node_name, len(self.paths.paths), self.versions)
-        self.agreement = agree(own, record, self.partner)
-        self.sessions.agreed = not self.agreement.refusal and not cast(Info, record.body).refusal
-        if self.agreement.refusal:
-            self._count_refusal(0, self.agreement.refusal, self.agreement.text)
-
-    def _settle(self, *, now: Instant) -> None:
-        """Level-triggered steps until nothing moves, then everything that is due goes out."""
-        for _ in range(SETTLE_ROUNDS_MAX):
-            moved = [self.sessions.advance(now=now)]
-            moved += [self._advance_path(path, now=now) for path in self.paths.paths]
-            self._publish()  # in each round: "ready" must have been told before it is acted upon
-            if not any(moved):
-                break
-        else:
-            raise AssertionError(f"sessions with {self.partner_name} do not settle")
-        carrier = self.paths.carrier_of_records()
-        if carrier is not None:
-            self.out += self.publisher.due(carrier.index)
-
-    def _advance_path(self, path: Path, *, now: Instant) -> bool:
-        """Queue pairs of a proven path: open, connect; up when both sides have paired."""
-        if not path.proven:
-            return False
-        pairing = path.pairing
-        pairing.judge()
-        moved = self.sessions.open_lanes(path)
-        for client, lane in sorted(pairing.lanes.items()):
-            remote = pairing.remote_lane(client, lane.epoch)
-            if lane.entry is None or lane.connecting or remote is None or pairing.partner is None:
-                continue
-            lane.connecting = moved = True
-            if self.sessions.fits(remote):
-                mtu = min(path.mtu, pairing.partner.mtu)
-                self.out.append(ConnectLanes(self.partner, path.index, client, lane.epoch, remote, mtu))
-            else:
-                self._count_refusal(
-                    path.index, Reason.NEEDS_DIFFER, f"{len(remote.vis)} VIs, {remote.length} bytes offered"
-                )
-        if path.state is PathState.EXCHANGE and pairing.mutual:
-            path.take(Input.PAIRED, now=now)
-            self.out.append(NotePathUp(self.partner, path.index))
-            self._rebalance_at = Instant(now + FAILBACK_AFTER_NS)
-            moved = True
-        return moved
-
-    def _publish(self) -> None:
-        if not self.publisher.partner_incarnation or self.paths.carrier_of_records() is None:
-            return
-        refusal = self.agreement.refusal if self.agreement is not None else Reason.NONE
-        info = own_info(self.node_name, len(self.paths.paths), self.versions, refusal)
-        self.publisher.put(RecordKind.INFO, info)
-        self.sessions.publish()
-        for path in self.paths.paths:
-            if path.proven:
-                self.publisher.put(RecordKind.PATH, path.pairing.publish(path.fence_epoch, path.mtu), path.index)
-
-    def on_lanes_opened(self, event: ev.LanesOpened, *, now: Instant) -> None:
-        """Our queue pairs exist: their addresses are published."""
-        path = self.paths.get(event.path)
-        lane = path.pairing.lanes.get(event.client) if path is not None else None
-        if lane is not None and lane.epoch == event.epoch:
-            lane.vis = event.vis
-            lane.entry = LaneEntry(event.client, event.epoch, 0, event.rkey, event.address, event.length, event.vis)
-            self._settle(now=now)
-
-    def on_lanes_connected(self, event: ev.LanesConnected, *, now: Instant) -> None:
-        """They are ready to send: so the partner is told."""
-        path = self.paths.get(event.path)
-        lane = path.pairing.lanes.get(event.client) if path is not None else None
-        if lane is not None and lane.epoch == event.epoch:
-            lane.connected = True
-            self._settle(now=now)
+        self.settling.refuse(0, Reason.NONE, event.reason)
 
     def on_lanes_failed(self, event: ev.LanesFailed, *, now: Instant) -> None:
         """The local adapter refused: the path is not fit for use."""
-        self._count_refusal(event.path, Reason.VERBS_FAILED, event.text)
+        self.settling.refuse(event.path, Reason.VERBS_FAILED, event.text)
         path = self.paths.get(event.path)
         if path is not None and event.client in path.pairing.lanes:
-            self._lose(path, Reason.VERBS_FAILED, now=now)
+            self.failover.lose(path, Reason.VERBS_FAILED, now=now)
 
     # loss, fence, replay
 
@@ -474,7 +378,7 @@ class Peering:
                 continue
             path.carrier = up
             if not up:
-                self._lose(path, Reason.CARRIER_LOST, now=now)
+                self.failover.lose(path, Reason.CARRIER_LOST, now=now)
             elif path.retry_at is not None:
                 path.retry_at = max(path.retry_at, now)
 
@@ -484,7 +388,7 @@ class Peering:
         if path is None or event.epoch <= path.fence_epoch:
             return
         if path.proven:
-            self._lose(path, Reason.FENCED_BY_PARTNER, now=now)
+            self.failover.lose(path, Reason.FENCED_BY_PARTNER, now=now)
         path.fence_epoch = event.epoch
 
     def on_vi_failed(self, event: ev.ViFailed, *, now: Instant) -> None:
@@ -495,10 +399,10 @@ class Peering:
             return
         silent_ns = now - path.liveness.last_life_at
         if event.path_suspected and silent_ns > path.liveness.limit_ns:
-            self._lose(path, Reason.COMPLETION_ERROR, now=now)
+            self.failover.lose(path, Reason.COMPLETION_ERROR, now=now)
         else:
             self.sessions.break_one(event.client, Reason.VI_FAILED, now=now)
-            self._settle(now=now)
+            self.settling.settle(now=now)
 
     def on_life(self, event: ev.LifeSeen, *, now: Instant) -> None:
         """Work completed on a virtual interface of the path."""
@@ -507,93 +411,22 @@ class Peering:
             path.liveness.on_life(now=min(now, Instant(event.at)))
             self._alive(path, now=now)
 
-    def on_moved(self, event: ev.Moved) -> None:
+    def on_moved(self, event: ev.Moved, *, now: Instant) -> None:
         """A virtual interface sends over another path now."""
         self.sessions.on_moved(event.client, event.epoch, event.vi, event.path)
-
-    def on_fence_answered(self, event: ev.FenceAnswered, *, now: Instant) -> None:
-        """Nothing of the lost path lands at the partner any more: now, and not before, its work is replayed."""
-        path = self.paths.get(event.path)
-        if path is None or path.state is not PathState.FENCING or path.fence_number != event.number:
-            return
-        self.out.append(NotePathFenced(self.partner, path.index, path.fence_target))
-        self._leave_fencing(path, now=now)
 
     def _alive(self, path: Path, *, now: Instant) -> None:
         if path.state is PathState.SUSPECT:
             path.take(Input.LIFE, now=now)
-
-    def _lose(self, path: Path, reason: Reason, *, now: Instant) -> None:
-        """Takes a path out of use. A second notice changes nothing."""
-        others = [other for other in self.paths.usable() if other is not path]
-        was_usable, was_fencing = path.usable, path.state is PathState.FENCING
-        if was_fencing and others:
-            return
-        if not path.take(Input.LOST if others else Input.LOST_ALONE, now=now, reason=reason):
-            return
-        self.publisher.on_path_lost(path.index)
-        if was_usable:
-            self.out += [HoldPath(self.partner, path.index), NotePathDown(self.partner, path.index, reason)]
-        self.sessions.on_path_lost(path)
-        if path.state is not PathState.FENCING:
-            self._release(path)
-            if not others and (was_usable or was_fencing):
-                self._lose_last(now=now)
-        else:
-            self._start_fence(path, now=now)
-        self._settle(now=now)
-
-    def _lose_last(self, *, now: Instant) -> None:
-        """No path is left: nothing can be fenced, so nothing is replayed; the sessions break."""
-        for other in self.paths.paths:
-            if other.state is PathState.FENCING and other.take(Input.LOST_ALONE, now=now, reason=other.reason):
-                self._release(other)
-            other.hurry(now=now)
-        self.sessions.break_all(Reason.NO_PATH, now=now)
-
-    def _start_fence(self, path: Path, *, now: Instant) -> None:
-        path.fence_attempts = 0
-        path.fence_target = path.pairing.partner_fence_epoch + 1
-        self._fence_number += 1
-        path.fence_number = self._fence_number
-        self._request_fence(path, now=now)
-
-    def _request_fence(self, path: Path, *, now: Instant) -> None:
-        over = self.paths.fence_carrier(path)
-        if over is None or path.fence_attempts >= FENCE_ATTEMPTS_MAX:
-            self.sessions.give_up(path, Reason.FENCE_UNANSWERED, now=now)
-            path.take(Input.FENCED, now=now)
-            self._release(path)
-            self._settle(now=now)
-            return
-        path.fence_attempts += 1
-        path.fence_retry_at = Instant(now + FENCE_TIMEOUT_NS)
-        self.out.append(RequestFence(self.partner, over.index, path.index, path.fence_target, path.fence_number))
-
-    def _leave_fencing(self, path: Path, *, now: Instant) -> None:
-        self.sessions.reroute(path, now=now)
-        path.take(Input.FENCED, now=now)
-        self._release(path)
-        self._settle(now=now)
-
-    def _release(self, path: Path) -> None:
-        """A path that went down gives back what it holds."""
-        self._close_lanes(path)
-        self.out.append(DisconnectPeer(self.partner, path.index))
-
-    def _close_lanes(self, path: Path) -> None:
-        for client in sorted(path.pairing.lanes):
-            self.out.append(CloseLanes(self.partner, path.index, client))
-        path.pairing.lanes.clear()
 
     # clients
 
     def on_client_opened(self, event: ev.ClientOpened, *, now: Instant) -> None:
         """A client of ours wants a session with this partner."""
         self.sessions.open(event.name, event.needs, now=now)
-        self._settle(now=now)
+        self.settling.settle(now=now)
 
     def on_client_closed(self, event: ev.ClientClosed, *, now: Instant) -> None:
         """It no longer does."""
         self.sessions.close(event.name, now=now)
-        self._settle(now=now)
+        self.settling.settle(now=now)

@@ -318,7 +318,7 @@ def test_no_common_version_is_refused_with_the_reason_on_both_sides():
     world.boot(2)
     world.run(SECOND)
     for node, ranges in ((1, ("1-1", "2-3")), (2, ("2-3", "1-1"))):
-        agreement = world.hardware[node].manager.peerings[3 - node].agreement
+        agreement = world.hardware[node].manager.peerings[3 - node].settling.agreement
         assert agreement.refusal is Reason.NO_COMMON_VERSION
         assert all(each in agreement.text for each in ranges)
         assert not world.actions(node, ac.OpenLanes, ac.AlertReady), "no virtual interface before the agreement"
@@ -330,7 +330,7 @@ def test_the_highest_common_version_is_agreed():
     world.boot(1)
     world.boot(2)
     assert world.run(SECOND, lambda: converged(world))
-    assert [world.hardware[node].manager.peerings[3 - node].agreement.version for node in (1, 2)] == [2, 2]
+    assert [world.hardware[node].manager.peerings[3 - node].settling.agreement.version for node in (1, 2)] == [2, 2]
 
 
 def test_a_reboot_in_the_middle_of_a_handshake_begins_it_anew():
@@ -368,7 +368,7 @@ def test_garbage_in_the_inbox_is_counted_and_opens_nothing():
         offset, size = slot_range(kind)
         inbox[offset : offset + size] = generator.randbytes(size)
         world._scan(world.hardware[1], 2, kind, 0, world.hardware[1].life)
-    assert world.hardware[1].manager.peerings[2].refused_records >= len(RecordKind)
+    assert world.hardware[1].manager.peerings[2].settling.refused >= len(RecordKind)
     assert not since(world, mark, 1, ac.AlertError, ac.OpenLanes, ac.NotePathDown)
 
 

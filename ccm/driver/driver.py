@@ -1,0 +1,335 @@
+"""Carries out what the manager wants with the verbs, and turns what happens into the manager's events.
+
+With its parts (`peers`, `sessions`, `notes`) the only part of `ccm` that touches adapters and clients. One thread. Work of
+clients does not pass through the manager: sessions post on their lanes directly, and the manager learns that a path lives.
+Slow verbs are chores: one of them at most comes between two looks at completions, so that making or giving back a path's
+queue pairs doesn't hold up the work on another.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from ccm import actions as ac
+from ccm import events as ev
+from ccm.adapter_port import AdapterPort
+from ccm.client import Client, Partner
+from ccm.driver.notes import Notes
+from ccm.driver.peers import PeerDriver
+from ccm.driver.sessions import SessionDriver
+from ccm.driver.wiring import DriverConfig, Log, Wiring
+from ccm.history import HistoryWriter
+from ccm.manager import Manager
+from ccm.needs import NeedsError
+from ccm.peering import PartnerConfig
+from ccm.session import SessionState
+from emul.clock import MILLISECOND, Instant, earliest
+from emul.errors import DeviceGone
+from emul.node_memory import PATHS_MAX, NodeMemory
+from emul.verbs import Context
+from emul.vocabulary import AsyncEvent, EventType
+
+EVENTS_PER_TURN_MAX = 10_000
+"""More follow-up events than this in one turn is a loop of ours."""
+REOPEN_INTERVAL_NS = 100 * MILLISECOND
+"""How often a dead adapter is tried again."""
+
+
+class Driver:
+    """Executes one manager's actions.
+
+    `log` takes a word and fields for each thing worth a line. `reopen` gives a new way to an adapter that died. `clock`
+    is read in the midst of long turns, where time passes by itself; the simulator's doesn't.
+    """
+
+    def __init__(
+        self,
+        config: DriverConfig,
+        contexts: Sequence[Context],
+        node_memory: NodeMemory,
+        history: HistoryWriter,
+        clients: Sequence[Client],
+        incarnation: int,
+        seed: int,
+        log: Log,
+        *,
+        now: Instant,
+        reopen: Callable[[int], Context] | None = None,
+        clock: Callable[[], int] | None = None,
+    ) -> None:
+        self._wiring = wiring = Wiring(config, incarnation, node_memory, history, clients, log, now=now)
+        wiring.ports = [None] * len(contexts)
+        rng = random.Random(seed ^ (incarnation << 32))
+        self._peers = PeerDriver(wiring, rng)
+        self._sessions = SessionDriver(wiring, rng)
+        self._execute_one = _dispatch(self._peers, self._sessions, Notes(wiring))
+        self._contexts = list(contexts)
+        self._reopen = reopen if reopen is not None else self._contexts.__getitem__
+        self._reopen_at: Instant | None = None
+        self._clock = clock
+        self._carrier = [True] * len(contexts)
+        self._opened = [False] * len(contexts)
+        partners = [
+            PartnerConfig(node, name, tuple((path.index, path.adapter) for path in paths))
+            for node, (name, paths) in config.partners.items()
+        ]
+        self.manager = Manager(config.node_id, config.name, incarnation, partners, node_memory.session_epoch, now=now)
+
+    # turns
+
+    def start(self, now: Instant) -> None:
+        """Opens the adapters and looks at their carriers; the first attempts to connect follow with the timers."""
+        self._wiring.now = now
+        for index in range(len(self._contexts)):
+            self._open_port(index)
+        self._peers.clear_outboxes()
+        self._pump()
+
+    def wake(self, index: int, now: Instant) -> bool:
+        """Adapter `index` has completions; whether the manager had anything to do with them."""
+        self._wiring.now = now
+        port = self._wiring.ports[index]
+        if port is not None:
+            port.wake(now)
+        if not self._wiring.events:
+            return False
+        self._pump()
+        return True
+
+    def take_events(self, now: Instant) -> None:
+        """Looks for asynchronous and connection events of all adapters."""
+        self._wiring.now = now
+        self._gather()
+        self._pump()
+
+    def on_time(self, now: Instant) -> None:
+        """Timers of the manager and the driver, and a step of the chores."""
+        wiring = self._wiring
+        wiring.set_now(now if self._clock is None else Instant(self._clock()))
+        for port in wiring.ports:
+            if port is not None and not port.gone:
+                port.drain()  # what has come counts before anything is found late
+        self._sessions.tell_life()
+        if self._reopen_at is not None and now >= self._reopen_at:
+            self._reopen_ports()
+        self._pump()
+        self._execute(self.manager.on_time(now=wiring.now))
+        wiring.chores.step(now=wiring.now)
+        self._pump()
+
+    def next_deadline(self) -> Instant | None:
+        """When `on_time` is due."""
+        return earliest(self.manager.next_deadline(), self._reopen_at, self._wiring.chores.deadline())
+
+    # clients
+
+    def open_clients(self, now: Instant) -> None:
+        """Asks each client what it needs of each partner, and opens its sessions."""
+        for client in self._wiring.clients.values():
+            self.open_client(client, now)
+
+    def open_client(self, client: Client, now: Instant) -> None:
+        """(Re)opens one client's sessions. Raises NeedsError for needs that no session can give."""
+        self._wiring.now = now
+        for partner in self._wiring.partners.values():
+            needs = client.needs(partner)
+            if needs is not None:
+                exposed = client.exposed(partner)
+                if needs.exposed_bytes != (exposed.length if exposed is not None else 0):
+                    raise NeedsError(f"{client.name} says {needs.exposed_bytes} exposed bytes and exposes {exposed}")
+                self._wiring.tell(ev.ClientOpened(partner.id, client.name, needs))
+        self._pump()
+
+    def close_all(self, now: Instant) -> None:
+        """Orderly close of every session."""
+        self._wiring.set_now(now)
+        for client in self._wiring.clients.values():
+            for partner in self._wiring.partners:
+                self._wiring.tell(ev.ClientClosed(partner, client.name))
+        self._pump()
+
+    def has_sessions(self) -> bool:
+        """Whether there are sessions that are not closed."""
+        return any(
+            session.state is not SessionState.CLOSED
+            for peering in self.manager.peerings.values()
+            for session in peering.sessions.sessions.values()
+        )
+
+    def release(self) -> None:
+        """Carries out what was put off."""
+        self._wiring.chores.finish()
+
+    def shut_down(self, now: Instant) -> None:
+        """Gives everything back, well-known connections included."""
+        self._wiring.now = now
+        self.release()
+        self._sessions.close()
+        self._peers.close()
+
+    # looking
+
+    @property
+    def ports(self) -> list[AdapterPort | None]:
+        """The adapters; None for one that never answered."""
+        return self._wiring.ports
+
+    @property
+    def partners(self) -> dict[int, Partner]:
+        """By node id."""
+        return self._wiring.partners
+
+    @property
+    def client_errors(self) -> dict[str, int]:
+        """How often each client's callbacks raised."""
+        return self._wiring.client_errors
+
+    def counters(self) -> list[dict[str, object]]:
+        """State and counters of each adapter."""
+        found: list[dict[str, object]] = []
+        for index, port in enumerate(self._wiring.ports):
+            if port is None or port.gone:
+                found.append({"index": index, "gone": True})
+                continue
+            counters: dict[str, int] = {}
+            port.attempt(partial(_copy, port.context.counters, counters))
+            found.append({"index": index, "gone": port.gone, "carrier": self._carrier[index], "counters": counters})
+        return found
+
+    def resources(self) -> list[dict[str, int]]:
+        """Verbs resources that this host holds in each adapter."""
+        found: list[dict[str, int]] = []
+        for port in self._wiring.ports:
+            held: dict[str, int] = {}
+            if port is not None and not port.gone:
+                port.attempt(partial(_copy, port.context.resources, held))
+            found.append(held)
+        return found
+
+    # adapters
+
+    def _open_port(self, index: int) -> None:
+        wiring = self._wiring
+        try:
+            if self._opened[index]:
+                self._contexts[index] = self._reopen(index)
+            self._opened[index] = True
+            port = AdapterPort(index, self._contexts[index], wiring.incarnation)
+            up = port.context.query_port(1).state == "ACTIVE"
+        except (DeviceGone, OSError) as error:
+            wiring.log("adapter.gone", {"adapter": index, "error": str(error)})
+            self._lose_port(index)
+            return
+        wiring.ports[index] = port
+        port.now = wiring.now
+        self._set_carrier(index, up)
+
+    def _lose_port(self, index: int) -> None:
+        """The adapter's process is dead: its paths have no carrier until another one answers."""
+        port = self._wiring.ports[index]
+        if port is not None:
+            port.gone = True
+        self._reopen_at = Instant(self._wiring.now + REOPEN_INTERVAL_NS)
+        self._set_carrier(index, False)
+
+    def _reopen_ports(self) -> None:
+        self._reopen_at = None
+        self.release()
+        for index, port in enumerate(self._wiring.ports):
+            if port is None or port.gone:
+                self._peers.forget_adapter(index)
+                self._open_port(index)
+
+    def _set_carrier(self, index: int, up: bool) -> None:
+        if up != self._carrier[index]:
+            self._carrier[index] = up
+            self._wiring.tell(ev.CarrierFound(index) if up else ev.CarrierLost(index))
+
+    def _gather(self) -> None:
+        written: dict[int, None] = {}
+        for index, port in enumerate(self._wiring.ports):
+            if port is None or port.gone:
+                if self._reopen_at is None:
+                    self._lose_port(index)
+                continue
+            for event in port.context.get_async_events():
+                if event.event_type is EventType.EXCHANGE_WRITTEN:
+                    written[event.element] = None
+                else:
+                    self._on_async(index, event)
+            for cm_event in port.context.get_cm_events():
+                self._peers.on_cm_event(index, cm_event)
+        for partner in written:
+            self._peers.scan(partner)
+
+    def _on_async(self, index: int, event: AsyncEvent) -> None:
+        kind = event.event_type
+        if kind is EventType.PORT_ERR:
+            self._set_carrier(index, False)
+        elif kind is EventType.PORT_ACTIVE:
+            self._set_carrier(index, True)
+        elif kind is EventType.DEVICE_FATAL:
+            self._lose_port(index)
+        elif kind is EventType.PATH_FENCED:
+            partner, path = divmod(event.element, PATHS_MAX)
+            if partner in self._wiring.partners:
+                epoch = self._wiring.node.fence_epoch(event.element)
+                self._wiring.tell(ev.FencedByPartner(partner, path, epoch))
+        elif kind is EventType.CQ_ERR:
+            self._wiring.log("cq.overrun", {"adapter": index})
+
+    # events to the manager, its actions to the parts
+
+    def _pump(self) -> None:
+        wiring = self._wiring
+        for _ in range(EVENTS_PER_TURN_MAX):
+            if not wiring.events:
+                self._gather()
+                if not wiring.events:
+                    return
+            if self._clock is not None:
+                wiring.set_now(Instant(self._clock()))  # the verbs of the event before may have taken a while
+            event = wiring.events.popleft()
+            self._execute(self.manager.handle(event, now=wiring.now))
+        raise AssertionError(f"{EVENTS_PER_TURN_MAX} events in one turn, the last {event}")
+
+    def _execute(self, actions: list[ac.Action]) -> None:
+        execute = self._execute_one
+        for action in actions:
+            execute[type(action)](action)
+
+
+def _copy(verb: Callable[[], dict[str, int]], into: dict[str, int]) -> None:
+    into.update(verb())
+
+
+def _dispatch(peers: PeerDriver, sessions: SessionDriver, notes: Notes) -> dict[type, Callable[[Any], None]]:
+    """Who carries out which action."""
+    return {
+        ac.ConnectPeer: peers.connect_peer,
+        ac.DisconnectPeer: peers.disconnect_peer,
+        ac.ReadStatus: peers.read_status,
+        ac.ReadSeen: peers.read_seen,
+        ac.WriteRecord: peers.write_record,
+        ac.ReadInbox: peers.read_inbox,
+        ac.RequestFence: peers.request_fence,
+        ac.OpenLanes: sessions.open_lanes,
+        ac.ConnectLanes: sessions.connect_lanes,
+        ac.CloseLanes: sessions.close_lanes,
+        ac.HoldPath: sessions.hold_path,
+        ac.Route: sessions.route,
+        ac.Move: sessions.move,
+        ac.AlertReady: sessions.alert_ready,
+        ac.AlertError: sessions.alert_error,
+        ac.AlertClosed: sessions.alert_closed,
+        ac.RememberEpoch: notes.remember_epoch,
+        ac.TellPartnerStatus: notes.tell_partner_status,
+        ac.NoteStep: notes.step,
+        ac.NotePathUp: notes.path_up,
+        ac.NotePathDown: notes.path_down,
+        ac.NotePathFenced: notes.path_fenced,
+        ac.NoteRefused: notes.refused,
+    }

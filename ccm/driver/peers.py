@@ -1,0 +1,191 @@
+"""The driver's part for partners' firmware: well-known connections, exchange areas, fence requests."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from ccm import actions as ac
+from ccm import events as ev
+from ccm.adapter_port import AdapterPort
+from ccm.driver.wiring import Wiring
+from ccm.exchange import SLOTS, Refusal, emit_record, parse_record, slot_range
+from ccm.peer_link import PeerIdentity, PeerLink
+from ccm.reasons import Reason
+from emul.cm import CmEvent
+from emul.errors import RDMAError
+from emul.node_memory import INBOX_BYTES, fence_slot
+from emul.verbs import MR
+from emul.vocabulary import AccessFlags
+
+_HEADER_GLANCE = 48
+"""Bytes of a slot whose change tells that there is a new record."""
+
+
+class PeerDriver:
+    """Connections by (partner, path), outboxes by (adapter, partner)."""
+
+    def __init__(self, wiring: Wiring, rng: random.Random) -> None:
+        self._wiring = wiring
+        self._rng = rng
+        self._links: dict[tuple[int, int], PeerLink] = {}
+        self._outboxes: dict[tuple[int, int], MR] = {}
+        self._glances: dict[tuple[int, int, int], bytes] = {}
+
+    def clear_outboxes(self) -> None:
+        """A former incarnation's records are nobody's any more."""
+        for partner in self._wiring.partners:
+            outbox = self._wiring.node.outbox(partner)
+            outbox[:] = bytes(len(outbox))
+
+    def forget_adapter(self, index: int) -> None:
+        """The adapter died: what was registered there is gone."""
+        for key in [key for key in self._outboxes if key[0] == index]:
+            del self._outboxes[key]
+
+    def on_cm_event(self, index: int, event: CmEvent) -> None:
+        """A connection event of adapter `index`."""
+        wiring = self._wiring
+        for (partner, path), link in self._links.items():
+            if wiring.paths[partner, path].adapter == index and link.number == event.number:
+                epoch = wiring.node.fence_epoch(fence_slot(partner, path))
+                refused = ev.PeerRefused(partner, path, Reason.VERBS_FAILED, "could not agree with the reply")
+                self._attempt(partial(link.on_cm_event, event, epoch), refused)
+                return
+
+    def scan(self, partner: int) -> None:
+        """Looks at the slots of an inbox; what is new becomes events."""
+        if partner not in self._wiring.partners:
+            return
+        inbox = self._wiring.node.inbox(partner)
+        for kind, slot in SLOTS.items():
+            for index in range(slot.count):
+                offset = slot.offset + index * slot.stride
+                glance = bytes(inbox[offset : offset + _HEADER_GLANCE])
+                if self._glances.get((partner, kind, index)) == glance:
+                    continue
+                found = parse_record(bytes(inbox[offset : offset + slot.stride]), kind, index)
+                if isinstance(found, Refusal):  # perhaps caught in mid-write: looked at again next time
+                    self._wiring.tell(ev.RecordRefused(partner, found.reason))
+                    continue
+                self._glances[partner, kind, index] = glance
+                if found is not None:
+                    self._wiring.tell(ev.RecordArrived(partner, found))
+
+    def close(self) -> None:
+        """Parts from everybody."""
+        for link in self._links.values():
+            for _ in link.close():
+                pass
+        self._links.clear()
+
+    # actions
+
+    def connect_peer(self, action: ac.ConnectPeer) -> None:
+        """Queues the attempt."""
+        self._wiring.chores.add(self._connecting(action), now=self._wiring.now)
+
+    def disconnect_peer(self, action: ac.DisconnectPeer) -> None:
+        """Nothing more is heard from now on; parting may wait."""
+        key = (action.partner, action.path)
+        if key in self._links:
+            self._links[key].silence()
+        self._wiring.chores.add(self._disconnecting(key), now=self._wiring.now, put_off=True)
+
+    def read_status(self, action: ac.ReadStatus) -> None:
+        """At once."""
+        self._on_link(action.partner, action.path, PeerLink.read_status)
+
+    def read_seen(self, action: ac.ReadSeen) -> None:
+        """At once."""
+        self._on_link(action.partner, action.path, PeerLink.read_seen)
+
+    def write_record(self, action: ac.WriteRecord) -> None:
+        """Behind the chores: what a record says is gone must be gone, what it says is there must be there."""
+        wiring = self._wiring
+        if wiring.chores:
+            wiring.chores.add(self._writing(action), now=wiring.now)
+        else:
+            self._write(action)
+
+    def read_inbox(self, action: ac.ReadInbox) -> None:
+        """Looks at all slots, also those looked at before."""
+        for key in [key for key in self._glances if key[0] == action.partner]:
+            del self._glances[key]
+        self.scan(action.partner)
+
+    def request_fence(self, action: ac.RequestFence) -> None:
+        """At once."""
+        self._wiring.log("fence.request", {"partner": action.partner, "path": action.path, "over": action.over})
+        self._on_link(
+            action.partner, action.over, lambda link: link.request_fence(action.path, action.epoch, action.number)
+        )
+
+    # inside
+
+    def _connecting(self, action: ac.ConnectPeer) -> Iterator[None]:
+        wiring, key = self._wiring, (action.partner, action.path)
+        port = wiring.port_of(*key)
+        if port is None:
+            wiring.tell(ev.PeerRefused(*key, Reason.VERBS_FAILED, "the adapter is dead"))
+            return
+        config = wiring.config
+        identity = PeerIdentity(
+            config.node_id,
+            wiring.incarnation,
+            config.cluster_key,
+            action.partner,
+            action.path,
+            wiring.paths[key].remote,
+        )
+        try:
+            outbox = self._outbox(port, action.partner)
+            yield
+            link = self._links[key] = PeerLink(port, identity, outbox, self._rng, wiring.tell)
+            yield from link.connect()
+        except RDMAError as error:
+            wiring.note_gone(error)
+            wiring.tell(ev.PeerRefused(*key, Reason.VERBS_FAILED, str(error)))
+
+    def _disconnecting(self, key: tuple[int, int]) -> Iterator[None]:
+        link = self._links.pop(key, None)
+        if link is not None:
+            yield from link.close()
+
+    def _writing(self, action: ac.WriteRecord) -> Iterator[None]:
+        self._write(action)
+        return
+        yield
+
+    def _write(self, action: ac.WriteRecord) -> None:
+        data = emit_record(action.record)
+        offset, _ = slot_range(action.record.kind, action.record.index)
+        self._wiring.node.outbox(action.partner)[offset : offset + len(data)] = data
+        self._on_link(action.partner, action.path, lambda link: link.write_record(action.record, len(data)))
+
+    def _outbox(self, port: AdapterPort, partner: int) -> MR:
+        """Our outbox for `partner` as a region of one adapter: source of the writes."""
+        key = (port.index, partner)
+        if key not in self._outboxes:
+            node = self._wiring.node
+            offset = node.exchange_offset(partner) + INBOX_BYTES
+            self._outboxes[key] = MR(port.pd, INBOX_BYTES, AccessFlags.NONE, node.memory, offset)
+        return self._outboxes[key]
+
+    def _on_link(self, partner: int, path: int, verb: Callable[[PeerLink], None]) -> None:
+        link = self._links.get((partner, path))
+        lost = ev.PeerLost(partner, path, "not connected")
+        if link is None:
+            self._wiring.tell(lost)
+        elif not link.silent:
+            self._attempt(partial(verb, link), lost)
+
+    def _attempt(self, verb: Callable[[], None], lost: ev.Event) -> None:
+        """Carries out a verb; an adapter that refuses it is an event, not an exception."""
+        try:
+            verb()
+        except RDMAError as error:
+            self._wiring.note_gone(error)
+            self._wiring.log("verb.refused", {"error": str(error)})
+            self._wiring.tell(lost)

@@ -1,0 +1,235 @@
+"""The driver's part for clients: their sessions' queue pairs, streams and alerts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from ccm import actions as ac
+from ccm import events as ev
+from ccm.client import Client, Session
+from ccm.driver.wiring import Wiring
+from ccm.history import Kind
+from ccm.lanes import Lanes, PathLife
+from ccm.stream import Stream
+from emul.clock import Instant
+from emul.errors import RDMAError
+from emul.node_memory import fence_slot
+from emul.vocabulary import WCStatus
+
+
+class SessionDriver:
+    """Sessions by (partner, client), their lanes by (partner, path, client)."""
+
+    def __init__(self, wiring: Wiring, rng: random.Random) -> None:
+        self._wiring = wiring
+        self._rng = rng
+        self._sessions: dict[tuple[int, int], Session] = {}
+        self._lanes: dict[tuple[int, int, int], Lanes] = {}
+        self._lives = {key: PathLife() for key in wiring.paths}
+        self._moves: dict[tuple[int, int, int], int] = {}
+
+    def tell_life(self) -> None:
+        """What completed on the paths since the last call, for the manager."""
+        for (partner, path), life in self._lives.items():
+            if life.at > life.told:
+                life.told = life.at
+                self._wiring.tell(ev.LifeSeen(partner, path, life.at))
+
+    def close(self) -> None:
+        """Destroys all queue pairs."""
+        for lanes in self._lanes.values():
+            for _ in lanes.close():
+                pass
+        self._lanes.clear()
+
+    # queue pairs
+
+    def open_lanes(self, action: ac.OpenLanes) -> None:
+        """Queues it."""
+        self._wiring.chores.add(self._opening(action), now=self._wiring.now)
+
+    def connect_lanes(self, action: ac.ConnectLanes) -> None:
+        """Queues it."""
+        self._wiring.chores.add(self._connecting(action), now=self._wiring.now)
+
+    def close_lanes(self, action: ac.CloseLanes) -> None:
+        """Nothing that fails on them counts from now on; destroying them may wait."""
+        key = (action.partner, action.path, action.client)
+        if key in self._lanes:
+            self._lanes[key].failed = True
+        self._wiring.chores.add(self._closing(key), now=self._wiring.now, put_off=True)
+
+    def _opening(self, action: ac.OpenLanes) -> Iterator[None]:
+        wiring, which = self._wiring, (action.partner, action.path, action.client, action.epoch)
+        client, partner = wiring.clients[action.client], wiring.partners[action.partner]
+        port = wiring.port_of(action.partner, action.path)
+        if port is None:
+            wiring.tell(ev.LanesFailed(*which, "the adapter is dead"))
+            return
+        life = self._lives[action.partner, action.path]
+        lanes = Lanes(self, port, action.path, self._session(action), client, life)
+        self._lanes[action.partner, action.path, action.client] = lanes
+        fence = (fence_slot(action.partner, action.path), action.fence_epoch)
+        source, exposed = client.source(partner), client.exposed(partner)
+        try:
+            yield from lanes.open(action.needs, source, exposed, fence, lambda: self._rng.getrandbits(24))
+        except RDMAError as error:
+            wiring.note_gone(error)
+            wiring.tell(ev.LanesFailed(*which, str(error)))
+            return
+        entry = lanes.entry()
+        wiring.tell(ev.LanesOpened(*which, entry.vis, entry.rkey, entry.address, entry.length))
+
+    def _connecting(self, action: ac.ConnectLanes) -> Iterator[None]:
+        wiring, which = self._wiring, (action.partner, action.path, action.client, action.epoch)
+        lanes = self._lanes.get((action.partner, action.path, action.client))
+        if lanes is None or lanes.session.epoch != action.epoch or lanes.failed:
+            return
+        fence = (fence_slot(action.partner, action.path), lanes.fence_epoch)
+        address = wiring.paths[action.partner, action.path].remote
+        try:
+            yield from lanes.connect(action.remote, address, action.mtu, fence)
+        except RDMAError as error:
+            wiring.note_gone(error)
+            wiring.tell(ev.LanesFailed(*which, str(error)))
+        else:
+            wiring.tell(ev.LanesConnected(*which))
+
+    def _closing(self, key: tuple[int, int, int]) -> Iterator[None]:
+        lanes = self._lanes.pop(key, None)
+        if lanes is not None:
+            yield from lanes.close()
+
+    def _session(self, action: ac.OpenLanes) -> Session:
+        """The runtime of a session's epoch, made with its first queue pairs."""
+        key, wiring = (action.partner, action.client), self._wiring
+        session = self._sessions.get(key)
+        if session is None or session.epoch != action.epoch:
+            client, partner = wiring.clients[action.client], wiring.partners[action.partner]
+            source = client.source(partner)
+            source_bytes = source.length if source is not None else 0
+            streams = tuple(Stream(action.needs.depth, source_bytes) for _ in range(action.needs.vis))
+            closed = ev.ClientClosed(partner.id, client.name)
+            session = Session(partner, action.client, action.epoch, action.needs, streams, partial(wiring.tell, closed))
+            self._sessions[key] = session
+        return session
+
+    # streams
+
+    def hold_path(self, action: ac.HoldPath) -> None:
+        """Posts nothing more there."""
+        for (partner, path, _), lanes in list(self._lanes.items()):
+            if (partner, path) != (action.partner, action.path):
+                continue
+            lanes.port.now = self._wiring.now
+            lanes.port.drain()  # what completed before the loss was noticed needs no replay
+            for stream, vi in zip(lanes.session.streams, lanes.vis, strict=False):  # some may not be made yet
+                if stream.lane is vi or stream.former is vi:
+                    stream.hold()
+
+    def route(self, action: ac.Route) -> None:
+        """Posts what is unconfirmed, if its former path was lost, and all that comes."""
+        lanes = self._lanes.get((action.partner, action.path, action.client))
+        if lanes is None:
+            return
+        self._moves.pop((action.partner, action.client, action.vi), None)
+        stream = lanes.session.streams[action.vi]
+        waiting = len(stream.entries) if stream.lane is None and stream.former is None else 0
+        if waiting:
+            epoch = lanes.session.epoch
+            self._wiring.note(
+                Kind.REPLAYED, action.partner, action.client, epoch=epoch, length=waiting, extra=action.path
+            )
+        self._post(lanes, lambda: stream.route(lanes.vis[action.vi]))
+
+    def move(self, action: ac.Move) -> None:
+        """Waits for the work under way first."""
+        lanes = self._lanes.get((action.partner, action.path, action.client))
+        if lanes is None:
+            return
+        stream = lanes.session.streams[action.vi]
+        self._moves[action.partner, action.client, action.vi] = action.path
+        stream.begin_move()
+        if stream.drained:
+            self._finish_move(lanes.session, action.vi)
+
+    def _finish_move(self, session: Session, vi: int) -> None:
+        partner, client = session.partner.id, session.client_key
+        path = self._moves.pop((partner, client, vi), None)
+        lanes = self._lanes.get((partner, path, client)) if path is not None else None
+        if lanes is None or path is None:
+            return
+        target = lanes.vis[vi]
+        self._post(lanes, lambda: session.streams[vi].finish_move(target))
+        self._wiring.tell(ev.Moved(partner, client, session.epoch, vi, path))
+
+    def _post(self, lanes: Lanes, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except RDMAError as error:
+            self._wiring.note_gone(error)
+            lanes.fail(WCStatus.FATAL_ERR, self._wiring.now)
+
+    # what lanes tell
+
+    def on_stream_drained(self, lanes: Lanes, vi: int, now: Instant) -> None:
+        """LaneOwner."""
+        self._finish_move(lanes.session, vi)
+
+    def on_lane_failed(self, lanes: Lanes, status: WCStatus, now: Instant) -> None:
+        """LaneOwner: an error on a virtual interface. One that the partner fenced is the path's end, not its own."""
+        session, wiring = lanes.session, self._wiring
+        partner, slot = session.partner.id, fence_slot(session.partner.id, lanes.path)
+        epoch = wiring.node.fence_epoch(slot)
+        if epoch > lanes.fence_epoch:
+            wiring.tell(ev.FencedByPartner(partner, lanes.path, epoch))
+            return
+        suspected = status in (WCStatus.RETRY_EXC_ERR, WCStatus.FATAL_ERR)
+        wiring.tell(ev.ViFailed(partner, lanes.path, session.client_key, session.epoch, suspected, status.name))
+
+    def on_client_exception(self, name: str, error: Exception) -> None:
+        """LaneOwner."""
+        self._wiring.on_client_exception(name, error)
+
+    # alerts
+
+    def alert_ready(self, action: ac.AlertReady) -> None:
+        """History first, then the client, then what its partner sent before it knew."""
+        wiring = self._wiring
+        session = self._sessions[action.partner, action.client]
+        assert session.epoch == action.epoch
+        wiring.note(Kind.READY_ALERT, action.partner, action.client, epoch=action.epoch)
+        wiring.log("session.ready", {"partner": action.partner, "client": action.name, "epoch": action.epoch})
+        session.alive = True
+        client = wiring.clients[action.client]
+        wiring.call(client, lambda: client.on_ready(session, wiring.now))
+        early, session.early = session.early, []
+        for data in early:
+            wiring.call(client, partial(client.on_message, session, data, wiring.now))
+
+    def alert_error(self, action: ac.AlertError) -> None:
+        """The epoch is broken."""
+        session, client = self._end_session(action.partner, action.client)
+        self._tell_end(Kind.ERROR_ALERT, "session.error", action)
+        self._wiring.call(client, lambda: client.on_error(session, action.reason, self._wiring.now))
+
+    def alert_closed(self, action: ac.AlertClosed) -> None:
+        """The epoch is closed."""
+        session, client = self._end_session(action.partner, action.client)
+        self._tell_end(Kind.SESSION_CLOSED, "session.closed", action)
+        self._wiring.call(client, lambda: client.on_closed(session, action.reason, self._wiring.now))
+
+    def _end_session(self, partner: int, client: int) -> tuple[Session, Client]:
+        session = self._sessions[partner, client]
+        session.alive = False
+        for stream in session.streams:
+            stream.drop()
+        return session, self._wiring.clients[client]
+
+    def _tell_end(self, kind: Kind, word: str, action: ac.AlertError | ac.AlertClosed) -> None:
+        partner, epoch, reason = action.partner, action.epoch, action.reason
+        self._wiring.note(kind, partner, action.client, epoch=epoch, extra=reason)
+        fields: dict[str, object] = {"partner": partner, "client": action.name, "epoch": epoch, "reason": reason.name}
+        self._wiring.log(word, fields)
