@@ -262,7 +262,7 @@ def _without_hardware(engine: Engine) -> list[str]:
         lab_id = container.labels[LABEL]
         is_hardware = container.labels[ROLE_LABEL] == HARDWARE
         fresh = container.status == "created" and time.time() - engine.created_at(container) < START_MAX_S
-        lives = is_hardware and (container.status in ("running", "paused", "removing") or fresh)
+        lives = is_hardware and (container.status in ("running", "paused") or fresh)
         hardware[lab_id] = hardware.get(lab_id, False) or lives
     return [lab_id for lab_id, lives in hardware.items() if not lives]
 
