@@ -145,6 +145,12 @@ def docs(session: nox.Session) -> None:
     run(session, "pytest", "tests/unit/test_docs.py", *session.posargs)
 
 
+@nox.session(venv_backend="none", name="compile")
+def compile_hot(session: nox.Session) -> None:
+    """Compiles the adapter's hot modules (same source, plain Python where there is no C compiler)."""
+    session.run(str(ensure_environment()), "-m", "emul.compile", external=True, success_codes=[0, EXIT_MACHINE])
+
+
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
     """The benchmarks, each beside its reference."""

@@ -2,3 +2,8 @@
 
 Usable without `ccm` and `lab`; imports neither.
 """
+
+from emul import compiled as _compiled
+
+COMPILED = _compiled.use(__name__, __path__)
+"""Whether the hot modules run compiled."""

@@ -2,3 +2,7 @@
 
 Values with parse and emit. Knows nothing of queue pairs or memory.
 """
+
+from emul import compiled as _compiled
+
+_compiled.use(__name__, __path__)

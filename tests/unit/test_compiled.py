@@ -1,0 +1,54 @@
+"""Compiled modules stand in for their sources only while they are made from them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from emul import compiled
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A place as `python -m emul.compile` leaves it, with nothing in it but the manifest."""
+    monkeypatch.delenv(compiled.PLAIN_VARIABLE, raising=False)
+    monkeypatch.setattr(compiled, "BUILT", tmp_path)
+    monkeypatch.setattr(compiled, "MANIFEST", tmp_path / "made-from.json")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "made-from.json").write_text(json.dumps(compiled.fingerprints()))
+    compiled.is_current.cache_clear()
+    yield tmp_path
+    compiled.is_current.cache_clear()
+
+
+def test_modules_made_from_the_sources_come_first(built: Path) -> None:
+    path = ["/sources/emul/wire"]
+    assert compiled.use("emul.wire", path)
+    assert path == [str(built / "emul" / "wire"), "/sources/emul/wire"]
+    assert str(built) in sys.path
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "not JSON", '{"adapter": "of another source"}'])
+def test_after_an_edit_plain_python_runs(built: Path, manifest: str) -> None:
+    (built / "made-from.json").write_text(manifest)
+    path = ["/sources/emul"]
+    assert not compiled.use("emul", path)
+    assert path == ["/sources/emul"]
+
+
+def test_without_compiled_modules_plain_python_runs(built: Path) -> None:
+    (built / "made-from.json").unlink()
+    assert not compiled.is_current()
+
+
+def test_plain_python_can_be_asked_for(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(compiled.PLAIN_VARIABLE, "1")
+    assert not compiled.is_current()
+
+
+def test_every_hot_module_exists() -> None:
+    assert all((compiled.PACKAGE / f"{name}.py").is_file() for name in compiled.MODULES)
