@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from emul.port import bpf, filters
+from emul.port.carrier import Interface
 from emul.port.errors import PortBusy, PortDown, PortError, PortMissing, PortUnsupported
 from emul.port.open import open_port
 from emul.port.packet import PacketPort
+from emul.port.sysfs import open_attributes
 from emul.port.xdp import XdpPort
 from emul.wire.frame import ARP_REPLY, ARP_REQUEST, Arp, Flow, ipv4_bytes
 from lab.fabric import namespaces
@@ -195,6 +197,26 @@ def test_the_carrier_goes_and_comes_with_the_other_end(pair: Pair, opened: Calla
     left.send([frame(number=3)])
     assert numbers(receive(right, 1)) == [3], "nothing stale arrives"
     assert left.counters()["tx_frames"] == 1
+
+
+def test_the_carrier_that_is_counted_is_the_one_that_the_kernel_tells(pair: Pair) -> None:
+    with pair.left.entered():
+        left = Interface("left0")
+        assert open_attributes("left0", left.index, left.mac) is not None, "sysfs tells of it"
+        assert open_attributes("left0", left.index, bytes(6)) is None, "another interface of that name"
+    for namespace, interface in ((pair.right, "right0"), (pair.left, "left0")) * 3:
+        namespace.set_up(interface, False)
+        assert (left.carrier(), left.ask_carrier()) == (False, False)
+        namespace.set_up(interface, True)
+        assert (left.carrier(), left.ask_carrier()) == (True, True)
+    pair.right.set_up("right0", False)
+    with pair.left.entered():
+        late = Interface("left0")
+    assert (late.carrier(), late.ask_carrier()) == (False, False), "one that was opened without a carrier"
+    pair.right.set_up("right0", True)
+    assert (late.carrier(), late.ask_carrier()) == (True, True)
+    late.close()
+    left.close()
 
 
 @each_wire
