@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from ccm.failover import Failover
 from ccm.history import HistoryWriter, Kind
-from ccm.peering import Peering
 from ccm.stream import Stream
 from emul.node_memory import NodeMemory
 from emul.responder import Responder
@@ -15,7 +15,8 @@ from emul.window import SendWindow
 from lab.api import run
 from lab.verdict import Result
 
-RECORD_BYTES = 4096
+PACKET_BYTES = 2048
+"""Of a mirrored record; messages and exchange records are smaller."""
 WRITES_BEFORE = 40
 SEEDS_TRIED_MAX = 6
 """A mutant may survive a seed in which nothing was under way when the fault came."""
@@ -53,7 +54,7 @@ def test_without_replay_the_work_of_a_lost_path_is_missed(monkeypatch: pytest.Mo
 
 
 def test_a_replay_that_does_not_wait_for_the_fence_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Peering, "_start_fence", lambda self, path, *, now: self._leave_fencing(path, now=now))
+    monkeypatch.setattr(Failover, "_start_fence", lambda self, path, *, now: self._leave_fencing(path, now=now))
     assert "fence.before_replay" in failed(failing("cable-cut"))
 
 
@@ -66,7 +67,7 @@ def test_a_card_that_acknowledges_and_does_not_store_is_noticed(monkeypatch: pyt
     store, seen = Responder._store, [0]
 
     def lossy(self: Responder, operation: int, place: object, immediate: bool, imm: int, body: memoryview) -> None:
-        large = len(body) > RECORD_BYTES // 2
+        large = len(body) >= PACKET_BYTES
         seen[0] += large
         if large and seen[0] == WRITES_BEFORE:
             body = memoryview(bytes(len(body)))
