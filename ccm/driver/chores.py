@@ -40,9 +40,9 @@ class Chores:
             self._not_before = Instant(now + PUT_OFF_NS)
         self._queue.append(chore)
 
-    def deadline(self) -> Instant | None:
-        """When the next step is due."""
-        return self._not_before if self._queue else None
+    def deadline(self, *, now: Instant) -> Instant | None:
+        """When the next step is due: never before `now`, since a chore that waits its turn is not late."""
+        return max(self._not_before, now) if self._queue else None
 
     def step(self, *, now: Instant) -> None:
         """Does one step, if one is due."""

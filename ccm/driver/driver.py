@@ -1,9 +1,9 @@
 """Carries out what the manager wants with the verbs, and turns what happens into the manager's events.
 
-With its parts (`peers`, `sessions`, `notes`) the only part of `ccm` that touches adapters and clients. One thread. Work of
-clients does not pass through the manager: sessions post on their lanes directly, and the manager learns that a path lives.
-Slow verbs are chores: one of them at most comes between two looks at completions, so that making or giving back a path's
-queue pairs doesn't hold up the work on another.
+With its parts (`peers`, `sessions`, `notes`) the only part of `ccm` that touches adapters and clients. One thread.
+Work of clients does not pass through the manager: sessions post on their lanes directly, and the manager learns that a
+path lives. Slow verbs are chores: one of them at most comes between two looks at completions, so that making or giving
+back a path's queue pairs doesn't hold up the work on another.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ class Driver:
 
     def next_deadline(self) -> Instant | None:
         """When `on_time` is due."""
-        return earliest(self.manager.next_deadline(), self._reopen_at, self._wiring.chores.deadline())
+        return earliest(
+            self.manager.next_deadline(), self._reopen_at, self._wiring.chores.deadline(now=self._wiring.now)
+        )
 
     # clients
 
