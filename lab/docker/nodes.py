@@ -121,6 +121,7 @@ class DockerNodes:
                 poller.register(pidfd, select.POLLIN)
                 if not poller.poll(KILL_MAX_S * 1000):
                     raise EngineError(f"the host of {node} is still there {KILL_MAX_S} s after SIGKILL")
+                self._engine.call(self._host(node).wait)  # the engine learns of it a little later
         return now
 
     def stop_host(self, node: str) -> Instant:
