@@ -26,7 +26,7 @@ from lab.topology import Topology
 from lab.verdict import Result, judge
 from lab.watcher import Watcher
 from lab.world import HostUnreachable, PlannedFault, World
-from lab.worlds import make_world
+from lab.worlds import make_world, world_for
 
 if TYPE_CHECKING:
     from lab.netns_world import NetnsWorld
@@ -43,7 +43,7 @@ def run(
     scenario: Scenario | str | Path,
     *,
     topology: Topology | None = None,
-    world: str = "netns",
+    world: str | None = None,
     wire: str = "auto",
     seed: int | None = None,
     report: Path | None = None,
@@ -53,7 +53,7 @@ def run(
 ) -> Result:
     """Runs one scenario and judges it; writes its report into the directory `report` if one is given.
 
-    `topology` replaces the scenario's own. With `capture`, what crosses each cable goes into `report`/cables/*.pcapng
+    `topology` replaces the scenario's own; without `world` its nodes decide (mostly netns). With `capture`, what crosses each cable goes into `report`/cables/*.pcapng
     (real worlds only). Everything is taken down in every way of ending, also with
     KeyboardInterrupt, unless `keep`. Raises InputError and MachineError before anything was started.
     """
@@ -61,6 +61,7 @@ def run(
     cluster = topology if topology is not None else played.load_topology()
     chosen = fresh_seed() if seed is None else seed
     plan = Plan(cluster)
+    world = world or world_for(cluster)
     place = make_world(world, plan, wire=wire, seed=chosen, keep=keep)
     captured = _begin_capture(place, report) if capture else None
 

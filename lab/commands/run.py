@@ -16,7 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `lab run`."""
     parser.add_argument("scenarios", nargs="+", metavar="SCENARIO", help="a file, or the name of a scenario that ships")
     parser.add_argument("--topology", metavar="T", help="instead of the topology that the scenario names")
-    parser.add_argument("--world", default="netns", help="sim, netns (the default) or docker")
+    parser.add_argument("--world", help="sim, netns or docker (default: what the topology's nodes are, mostly netns)")
     parser.add_argument("--wire", default="auto", choices=("auto", "xdp", "packet"), help="how adapters move frames")
     parser.add_argument("--seed", type=int, metavar="N", help="repeat a run; without it each run has its own")
     parser.add_argument("--report", metavar="DIR", help="directory of the run (default: a new one under lab-runs)")
@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
     from lab.topology import Topology
     from lab.worlds import WORLDS
 
-    if args.world not in WORLDS:
+    if args.world is not None and args.world not in WORLDS:
         raise InputError(None, None, None, f'unknown world "{args.world}"; expected one of {", ".join(WORLDS)}')
     if args.capture and args.world == "sim":
         raise InputError(None, None, None, "--capture: the simulator has no real frames; use --world netns or docker")
@@ -58,16 +58,18 @@ def _run_one(
     from lab.report import new_directory
     from lab.scenario import Scenario
     from lab.topology import Topology
+    from lab.worlds import world_for
 
     assert isinstance(scenario, Scenario)
     assert isinstance(cluster, Topology)
     seed = fresh_seed() if args.seed is None else args.seed
+    world = args.world or world_for(cluster)
     console = RunConsole(printer_for(sys.stderr if args.json else sys.stdout))
-    console.begin(scenario, cluster, args.world, seed)
+    console.begin(scenario, cluster, world, seed)
     directory = new_directory(scenario.name, seed, args.report, several=several)
     try:
         result = run(
-            scenario, topology=cluster, world=args.world, wire=args.wire, seed=seed, report=directory, keep=args.keep,
+            scenario, topology=cluster, world=world, wire=args.wire, seed=seed, report=directory, keep=args.keep,
             capture=args.capture, tell=console.progress,
         )  # fmt: skip
     except BaseException:

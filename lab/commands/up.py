@@ -33,10 +33,15 @@ def main(args: argparse.Namespace) -> int:
     from lab.fabric.readiness import boot_and_wait
     from lab.plan import Plan
     from lab.topology import Topology
+    from lab.worlds import world_for
 
     topology = Topology.load(args.topology)
     plan = Plan(topology)
-    fabric = Fabric.start(plan, args.name or topology.name, args.wire, keep=True, seed=args.seed)
+    if world_for(topology) == "docker":
+        from lab.docker.fabric import start_fabric
+    else:
+        start_fabric = Fabric.start
+    fabric = start_fabric(plan, args.name or topology.name, args.wire, keep=True, seed=args.seed)
     try:
         booting = time.perf_counter()
         missing = boot_and_wait(fabric, plan, args.timeout)
