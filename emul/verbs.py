@@ -11,7 +11,7 @@ from errno import EINVAL, ENOMEM
 
 from emul.cm_machine import CmEvent
 from emul.device import Device
-from emul.errors import RDMAError
+from emul.errors import DeviceGone, RDMAError
 from emul.host_context import Reply, Request, attr_from_request, attr_to_request
 from emul.memory import Memory
 from emul.queues import (
@@ -157,9 +157,11 @@ class MR:
 
     def close(self) -> None:
         """Deregisters: packets that name its key are refused from now on."""
-        self.pd.context.call({"op": "dereg_mr", "lkey": self.lkey})
-        if self._owns:
-            self.memory.close()
+        try:
+            self.pd.context.call({"op": "dereg_mr", "lkey": self.lkey})
+        finally:
+            if self._owns:
+                self.memory.close()
 
     def _check(self, length: int, offset: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.length:
@@ -194,7 +196,14 @@ class CQ:
 
     def close(self) -> None:
         """Gives it back. Raises RDMAError (EBUSY) while queue pairs use it."""
-        self.context.call({"op": "destroy_cq", "cq": self.number})
+        try:
+            self.context.call({"op": "destroy_cq", "cq": self.number})
+        except DeviceGone:
+            self._release()
+            raise
+        self._release()
+
+    def _release(self) -> None:
         del self._ring
         self._memory.close()
 
@@ -297,9 +306,11 @@ class QP:
 
     def close(self) -> None:
         """Destroys it; what was posted is forgotten without completions."""
-        self.context.call({"op": "destroy_qp", "qp_num": self.qp_num})
-        del self._send, self._receive
-        self._memory.close()
+        try:
+            self.context.call({"op": "destroy_qp", "qp_num": self.qp_num})
+        finally:
+            del self._send, self._receive
+            self._memory.close()
 
     def _to(self, state: QPState, qp_attr: QPAttr) -> None:
         self.modify(_with_state(qp_attr, state))
