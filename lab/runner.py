@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from ccm.history import Entry, Kind, read_entries
+from ccm.history import Kind, read_entries
 from emul.clock import MILLISECOND, SECOND
 from emul.node_memory import fence_slot
-from lab.check.evidence import Evidence, FaultRecord, NodeResources, PathEnd, Session, merge
-from lab.check.mirror import MIRROR_CLIENT
-from lab.faults import FAULTS
+from lab.check.evidence import Evidence, NodeResources, PathEnd, Session, merge
 from lab.plan import Plan
-from lab.scenario import At, OnSession, Scenario
+from lab.scenario import Scenario
+from lab.schedule import Schedule
+from lab.sessions import expected_sessions, expected_streams, pairs
 from lab.topology import CLIENTS, Topology
 from lab.watcher import FlowWatch, Watcher
-from lab.world import Firing, HostUnreachable, PlannedFault, World, touched
+from lab.world import HostUnreachable, World
 
 READY_BOUND_NS = 30 * SECOND
 """Until all sessions are ready after bring-up."""
@@ -71,58 +71,6 @@ class Outcome:
 
 
 @dataclass(slots=True)
-class _Scheduled:
-    """A fault of the schedule and where it stands."""
-
-    fault: PlannedFault
-    at: int | None = None
-    cleared: int | None = None
-    clear_at: int | None = None
-    """When it is due to be undone."""
-
-
-def expected_sessions(plan: Plan) -> list[Session]:
-    """Every session that a topology makes: a client that both nodes of a pair run. A mirror has one partner to write to
-    (the next node of the ring) and one that writes to it.
-    """
-    sessions = []
-    for node, other in _pairs(plan):
-        for client in sorted(set(plan.topology.nodes[node].clients) & set(plan.topology.nodes[other].clients)):
-            if client != MIRROR_CLIENT or other in (mirror_of(plan, node), _mirrored_by(plan, node)):
-                number = CLIENTS.index(client) + 1
-                sessions.append(Session(plan.node_ids[node], plan.node_ids[other], number))
-    return sessions
-
-
-def _pairs(plan: Plan) -> list[tuple[str, str]]:
-    return [(node, other) for node in plan.topology.nodes for other in plan.partners(node)]
-
-
-def mirror_of(plan: Plan, node: str) -> str:
-    """The node whose card mirrors that of `node`: the next one in the order of the file, in a ring."""
-    names = list(plan.topology.nodes)
-    return names[(names.index(node) + 1) % len(names)]
-
-
-def _mirrored_by(plan: Plan, node: str) -> str:
-    names = list(plan.topology.nodes)
-    return names[names.index(node) - 1]
-
-
-def expected_streams(plan: Plan, scenario: Scenario) -> list[Session]:
-    """The sessions on which the scenario's workload submits."""
-    streams = []
-    names = {number: name for name, number in plan.node_ids.items()}
-    for session in expected_sessions(plan):
-        client = CLIENTS[session.client - 1]
-        if client not in scenario.workload:
-            continue
-        if client != MIRROR_CLIENT or names[session.partner] == mirror_of(plan, names[session.node]):
-            streams.append(session)
-    return streams
-
-
-@dataclass(slots=True)
 class Runner:
     """One run. Call `run` once."""
 
@@ -135,19 +83,17 @@ class Runner:
     before_stop: Callable[[], None] = lambda: None
     """Called before the world is taken down, in every way of ending: takes what would be gone with it."""
     _watcher: Watcher = field(init=False)
-    _scheduled: list[_Scheduled] = field(init=False)
+    _schedule: Schedule = field(init=False)
     _troubles: list[str] = field(default_factory=list)
     _suspensions: list[str] = field(default_factory=list)
     _unloaded: dict[str, int] = field(default_factory=dict)
     """Nodes whose host has to be told (again) to start its workload, with the incarnation that was told last."""
     _load_at: int = 0
-    _late_ns: int = 0
-    _evidence: Evidence = field(init=False)
     _resources: dict[int, dict[str, dict[str, int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._watcher = Watcher(self.plan.node_ids, expected_sessions(self.plan))
-        self._scheduled = [_Scheduled(PlannedFault(i + 1, step)) for i, step in enumerate(self.scenario.steps)]
+        self._schedule = Schedule(self.plan, self.world, self.scenario.steps, self._say)
 
     def run(self) -> Outcome:
         """Runs the scenario. Takes the world down in every way of ending; exceptions go on to the caller after that."""
@@ -163,9 +109,11 @@ class Runner:
         finally:
             stopping = time.monotonic_ns()
             details, wire = (self.world.details(), self.world.wire) if collected else ({}, "")
-            self.before_stop()
-            if not (self.keep and collected):
-                self.world.stop()
+            try:
+                self.before_stop()
+            finally:
+                if not (self.keep and collected):
+                    self.world.stop()
             timings.teardown = time.monotonic_ns() - stopping
         assert collected is not None
         collected.leftovers = [] if self.keep else self.world.leftovers()
@@ -208,24 +156,12 @@ class Runner:
             self._suspensions.append(f"the lab itself was not run for {late / MILLISECOND:.0f} ms")
         news = self._watcher.poll(self._histories())
         for entry in news:
-            if entry.kind == Kind.SUSPENDED and not self._was_paused(entry):
-                name = self._node_name(entry.node)
+            name, session = self._node_name(entry.node), Session(entry.node, entry.partner, entry.client)
+            if entry.kind == Kind.SUSPENDED and not self._schedule.paused(name, entry.at - entry.extra, entry.at):
                 self._suspensions.append(f"host {name} was not run for {entry.extra / MILLISECOND:.0f} ms")
-            self._on_session_trigger(entry.kind, Session(entry.node, entry.partner, entry.client))
-            self._tell_entry(entry.kind, entry.at, Session(entry.node, entry.partner, entry.client), entry.extra)
+            self._schedule.on_alert(entry.kind, session, name)
+            self._tell_entry(entry.kind, entry.at, session, entry.extra)
         self._load_restarted_hosts()
-
-    def _was_paused(self, suspended: Entry) -> bool:
-        """Whether a fault of ours stopped the host for that time: then it says nothing of the machine."""
-        name, begun = self._node_name(suspended.node), suspended.at - suspended.extra
-        return any(
-            scheduled.fault.kind == "host.pause"
-            and scheduled.fault.step.target == name
-            and scheduled.at is not None
-            and scheduled.at <= suspended.at
-            and (scheduled.cleared is None or begun <= scheduled.cleared)
-            for scheduled in self._scheduled
-        )
 
     def _wait(self, condition: Callable[[], bool], bound_ns: int) -> bool:
         """Polls until the condition holds; False when the bound passes first."""
@@ -245,7 +181,7 @@ class Runner:
 
     def _start_load(self) -> None:
         self._load_at = self.world.now()
-        self.world.arm([entry.fault for entry in self._scheduled if entry.fault.needs_arming])
+        self._schedule.begin(self._load_at)
         self._unloaded = dict.fromkeys(self.topology.nodes, -1)
         self._load_restarted_hosts()
         clients = ", ".join(
@@ -253,7 +189,8 @@ class Runner:
         )
         self._say("load", clients or "none")
         for session in list(self._watcher.ready):
-            self._on_session_trigger(Kind.READY_ALERT, session)  # ready before the load was there to see it
+            # It was told before the load was there to see it.
+            self._schedule.on_alert(Kind.READY_ALERT, session, self._node_name(session.node))
 
     def _load_restarted_hosts(self) -> None:
         """Each incarnation of a host is told once to start its workload; one that doesn't answer yet is told later."""
@@ -298,87 +235,26 @@ class Runner:
 
     def _fault_phase(self) -> None:
         """Until each fault has happened and was undone, or its trigger did not fire in time; then a little longer."""
-        until = self._load_at + TRIGGER_BOUND_NS
-        triggers = [entry.fault.step.trigger for entry in self._scheduled]
-        until += max((trigger.at_ns for trigger in triggers if isinstance(trigger, At)), default=0)
-        while self._fault_phase_goes_on() and self.world.now() < until:
+        until = self._load_at + self._schedule.last_moment_ns + TRIGGER_BOUND_NS
+        while self._schedule.goes_on and self.world.now() < until:
             self._advance_to_next_fault()
-            self._poll_faults()
+            self._schedule.poll()
         self._linger(SETTLE_NS)
-        self._poll_faults()
-
-    def _fault_phase_goes_on(self) -> bool:
-        return any(
-            entry.at is None or (entry.clear_at is not None and entry.cleared is None) for entry in self._scheduled
-        )
+        self._schedule.poll()
 
     def _advance_to_next_fault(self) -> None:
         """Polls, but no further than the next moment of the schedule, so that a fault comes when it should."""
-        now = self.world.now()
-        moments = [entry.clear_at for entry in self._scheduled if entry.clear_at is not None and entry.cleared is None]
-        moments += [
-            self._load_at + entry.fault.step.trigger.at_ns
-            for entry in self._scheduled
-            if entry.at is None and isinstance(entry.fault.step.trigger, At)
-        ]
-        soon = min(moments, default=now + self.world.poll_ns)
-        if now < soon < now + self.world.poll_ns:
-            self.world.advance(soon)
-        elif soon > now:
+        now, soon = self.world.now(), self._schedule.next_moment()
+        if soon is None or soon >= now + self.world.poll_ns:
             self._poll()
-
-    def _poll_faults(self) -> None:
-        """Applies and undoes what is due."""
-        now = self.world.now()
-        fired = self.world.fired() if any(entry.fault.needs_arming for entry in self._scheduled) else {}
-        for entry in self._scheduled:
-            trigger = entry.fault.step.trigger
-            if entry.at is None and isinstance(trigger, At) and self._load_at + trigger.at_ns <= now:
-                self._apply(entry)
-            elif entry.at is None and entry.fault.id in fired:
-                self._on_fired(entry, fired[entry.fault.id])
-            elif entry.clear_at is not None and entry.cleared is None and entry.clear_at <= now:
-                self._clear(entry)
-
-    def _on_fired(self, entry: _Scheduled, firing: Firing) -> None:
-        """An armed rule met its frame: either that was the fault, or it is the moment for it."""
-        if not entry.fault.by_injector:
-            self._apply(entry)
-            return
-        entry.at = firing.first_at
-        self._say("fault", f"{entry.fault.kind} {entry.fault.target_text()}", entry.at)
-        if entry.fault.step.duration_ns is not None:
-            entry.clear_at = entry.at + entry.fault.step.duration_ns
-
-    def _on_session_trigger(self, kind: Kind, session: Session) -> None:
-        states = {Kind.READY_ALERT: "ready", Kind.ERROR_ALERT: "broken", Kind.SESSION_CLOSED: "closed"}
-        state = states.get(kind)
-        if state is None or not self._load_at:
-            return
-        for entry in self._scheduled:
-            trigger = entry.fault.step.trigger
-            if entry.at is None and isinstance(trigger, OnSession) and trigger.state == state:
-                client_fits = trigger.client in (None, CLIENTS[session.client - 1])
-                if client_fits and trigger.node in (None, self._node_name(session.node)):
-                    self._apply(entry)
-
-    def _apply(self, entry: _Scheduled) -> None:
-        entry.at = self.world.apply(entry.fault)
-        if entry.fault.step.duration_ns is not None:
-            entry.clear_at = entry.at + entry.fault.step.duration_ns
-        self._say("fault", f"{entry.fault.kind} {entry.fault.target_text()}", entry.at)
-
-    def _clear(self, entry: _Scheduled) -> None:
-        entry.cleared = self.world.clear(entry.fault)
-        self._say("heal", f"{entry.fault.kind} {entry.fault.target_text()} undone", entry.cleared)
+        elif soon > now:
+            self.world.advance(soon)
 
     # -- quiet phase and end ------------------------------------------------------------------------------------------
 
     def _quiet_phase(self) -> int:
         """Everything heals; then all sessions have to be ready and each stream has to commit new work."""
-        for entry in self._scheduled:
-            if entry.at is not None and entry.cleared is None and FAULTS[entry.fault.kind].undone:
-                self._clear(entry)
+        self._schedule.undo_all()
         quiet_at = self.world.now()
         flow = FlowWatch(expected_streams(self.plan, self.scenario), quiet_at)
         flow.begin(self._histories())
@@ -427,7 +303,7 @@ class Runner:
             sessions=self._watcher.sessions,
             streams=expected_streams(self.plan, self.scenario),
             entries=merge([list(read_entries(world.history(node))) for node in ids]),
-            faults=self._fault_records(),
+            faults=self._schedule.records(),
             nvram=nvram if nvram is not None else {ids[node]: world.nvram(node) for node in ids},
             fences=self._fences(),
             counters={ids[node]: world.counters(node) for node in ids},
@@ -439,25 +315,10 @@ class Runner:
             suspensions=tuple(self._suspensions),
         )
 
-    def _fault_records(self) -> list[FaultRecord]:
-        fired = self.world.fired()
-        records = []
-        for entry in self._scheduled:
-            reached = touched(self.plan, entry.fault)
-            firing = fired.get(entry.fault.id)
-            count = firing.count if firing is not None and entry.fault.by_injector else int(entry.at is not None)
-            records.append(
-                FaultRecord(
-                    entry.fault.id, entry.fault.kind, entry.fault.target_text(), entry.at, entry.cleared, count,
-                    frozenset(reached.paths), frozenset(reached.nodes), entry.fault.by_injector,
-                )
-            )  # fmt: skip
-        return records
-
     def _fences(self) -> dict[PathEnd, int]:
         """What stands in each node's memory for the paths that lead to it."""
         standing = {}
-        for node, other in _pairs(self.plan):
+        for node, other in pairs(self.plan):
             number, partner = self.plan.node_ids[node], self.plan.node_ids[other]
             for path in self.plan.paths(node, other):
                 epoch = self.world.fence_epoch(other, fence_slot(number, path.index))

@@ -30,7 +30,7 @@ def ready_bound_s(nodes: int) -> float:
 
 def boot_and_wait(fabric: Fabric, plan: Plan, timeout_s: float | None = None) -> Sequence[str]:
     """Boots all hosts and waits for their sessions. What is still missing at the bound, in words; empty: all ready."""
-    from lab.runner import expected_sessions
+    from lab.sessions import expected_sessions
     from lab.topology import CLIENTS
     from lab.watcher import Watcher
 

@@ -16,7 +16,7 @@ from emul.memory import Memory
 from emul.node_memory import Stage
 from lab.check.evidence import Session
 from lab.plan import Plan
-from lab.runner import expected_sessions
+from lab.sessions import expected_sessions
 from lab.world import Firing, HostUnreachable, PlannedFault
 
 RECORD = 4096

@@ -1,0 +1,49 @@
+"""Which sessions a topology makes, and on which of them a workload submits. Pure."""
+
+from __future__ import annotations
+
+from lab.check.evidence import Session
+from lab.check.mirror import MIRROR_CLIENT
+from lab.plan import Plan
+from lab.scenario import Scenario
+from lab.topology import CLIENTS
+
+
+def pairs(plan: Plan) -> list[tuple[str, str]]:
+    """Each node with each of its partners, both ways."""
+    return [(node, other) for node in plan.topology.nodes for other in plan.partners(node)]
+
+
+def expected_sessions(plan: Plan) -> list[Session]:
+    """Every session that has to be there: of each client that both nodes of a pair run. A mirror has one partner that
+    it writes to and one that writes to it.
+    """
+    sessions = []
+    for node, other in pairs(plan):
+        for client in sorted(set(plan.topology.nodes[node].clients) & set(plan.topology.nodes[other].clients)):
+            if client != MIRROR_CLIENT or (other in _neighbours(plan, node) and node in _neighbours(plan, other)):
+                number = CLIENTS.index(client) + 1
+                sessions.append(Session(plan.node_ids[node], plan.node_ids[other], number))
+    return sessions
+
+
+def expected_streams(plan: Plan, scenario: Scenario) -> list[Session]:
+    """The sessions on which the scenario's workload submits."""
+    names = {number: name for name, number in plan.node_ids.items()}
+    streams = []
+    for session in expected_sessions(plan):
+        client = CLIENTS[session.client - 1]
+        if client not in scenario.workload:
+            continue
+        if client != MIRROR_CLIENT or names[session.partner] == _neighbours(plan, names[session.node])[0]:
+            streams.append(session)
+    return streams
+
+
+def _neighbours(plan: Plan, node: str) -> tuple[str, str]:
+    """The node whose card mirrors that of `node`, and the one that `node` mirrors: the next and the former in the ring
+    of the node and its partners, in the order of their ids.
+    """
+    ring = sorted([node, *plan.partners(node)], key=lambda name: plan.node_ids[name])
+    place = ring.index(node)
+    return ring[(place + 1) % len(ring)], ring[place - 1]
