@@ -1,13 +1,13 @@
 """Is a path alive: one-sided reads of the partner's status page, and limits that adapt to what was seen.
 
 A probe is an RDMA READ, so the partner's adapter answers it whether its host runs or not. One probe is under way at a
-time, about every PROBE_INTERVAL_NS. A path is silent when a probe has been under way and nothing at all has come back
-on the path for its limit: the larger of a floor and several times the worst round trip seen lately, since on a loaded
-machine any wake-up may take milliseconds. The time during which our own process was not run is credited: our late
-timer is not the partner's silence. A path is given up only for one that is provably better, that has answered two
-probes posted since the silent one was last asked: when the machine stalls, all paths are silent together, and two
-sides that gave up different ones would lose both. Without a better one a longer limit holds, since nothing would be
-won.
+time, about every PROBE_INTERVAL_NS, and less often between partners that have no work. A path is silent when a probe
+has been under way and nothing at all has come back on the path for its limit: the larger of a floor and several times
+the worst round trip seen lately, since on a loaded machine any wake-up may take milliseconds. The time during which our
+own process was not run is credited: our late timer is not the partner's silence. A path is given up only for one that
+is provably better, that has answered two probes posted since the silent one was last asked: when the machine stalls,
+all paths are silent together, and two sides that gave up different ones would lose both. Without a better one a longer
+limit holds, since nothing would be won.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from __future__ import annotations
 from emul.clock import MILLISECOND, SECOND, Instant
 
 PROBE_INTERVAL_NS = 5 * MILLISECOND
+IDLE_PROBE_INTERVAL_NS = 20 * MILLISECOND
+"""Between partners that have no work under way: nobody waits there, and probes are most of what an idle node costs."""
+BUSY_FOR_NS = 200 * MILLISECOND
+"""Partners count as busy for so long after something completed between them, on whatever path."""
 LIMIT_FLOOR_NS = 16 * MILLISECOND
 """Wake-ups of 2-4 ms are common on a loaded machine, so a lower limit would raise false alarms."""
 LIMIT_MOST_NS = 60 * MILLISECOND
@@ -29,8 +33,8 @@ class Liveness:
     """When one path was last heard of, and until when it may stay silent."""
 
     __slots__ = (
-        "_answered", "_base_at", "_window_at", "_worst_before_ns", "_worst_ns", "last_life_at", "next_probe_at",
-        "probe_at", "rtt_ns",
+        "_answered", "_base_at", "_busy_until", "_window_at", "_worst_before_ns", "_worst_ns", "last_life_at",
+        "next_probe_at", "probe_at", "rtt_ns",
     )  # fmt: skip
 
     def __init__(self, *, now: Instant) -> None:
@@ -42,6 +46,7 @@ class Liveness:
         self._answered = (Instant(0), Instant(0))
         """When the last two answered probes were posted."""
         self._base_at = now
+        self._busy_until = Instant(now + BUSY_FOR_NS)
         self._window_at = now
         self._worst_ns = 0
         self._worst_before_ns = 0
@@ -53,7 +58,7 @@ class Liveness:
     def on_probe(self, *, now: Instant) -> None:
         """A probe was posted."""
         self.probe_at = now
-        self.next_probe_at = Instant(now + PROBE_INTERVAL_NS)
+        self.next_probe_at = Instant(now + (PROBE_INTERVAL_NS if now < self._busy_until else IDLE_PROBE_INTERVAL_NS))
         self._base_at = max(self.last_life_at, Instant(now - PROBE_INTERVAL_NS))
 
     def on_answer(self, late_ns: int = 0, *, now: Instant) -> None:
@@ -64,6 +69,11 @@ class Liveness:
             self._note_worst(self.rtt_ns, now=now)
         self.probe_at = None
         self.on_life(now=now)
+
+    def on_work(self, *, now: Instant) -> None:
+        """Something completed between the partners, on this path or another: probes come at the busy rate."""
+        self._busy_until = Instant(now + BUSY_FOR_NS)
+        self.next_probe_at = min(self.next_probe_at, Instant(now + PROBE_INTERVAL_NS))
 
     def on_life(self, *, now: Instant) -> None:
         """Something completed successfully on the path."""

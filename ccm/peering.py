@@ -410,6 +410,8 @@ class Peering:
         if path is not None and path.proven:
             path.liveness.on_life(now=min(now, Instant(event.at)))
             self._alive(path, now=now)
+        for each in self.paths.paths:
+            each.liveness.on_work(now=now)
 
     def on_moved(self, event: ev.Moved, *, now: Instant) -> None:
         """A virtual interface sends over another path now."""

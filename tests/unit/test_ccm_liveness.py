@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ccm.liveness import (
     ALONE_LIMIT_NS,
+    BUSY_FOR_NS,
+    IDLE_PROBE_INTERVAL_NS,
     LIMIT_FACTOR,
     LIMIT_FLOOR_NS,
     LIMIT_MOST_NS,
@@ -73,3 +75,14 @@ def test_the_limit_follows_the_worst_round_trip_and_forgets_it():
     assert liveness.limit_ns == LIMIT_MOST_NS, "the window before still counts"
     round_trip(START + 2 * WINDOW_NS + 3 * SECOND, MILLISECOND)
     assert liveness.limit_ns == LIMIT_FLOOR_NS
+
+
+def test_idle_partners_are_probed_less_often_and_work_brings_the_busy_rate_back():
+    liveness = Liveness(now=START)
+    idle_at = Instant(START + BUSY_FOR_NS)
+    liveness.on_probe(now=idle_at)
+    liveness.on_answer(now=idle_at)
+    assert not liveness.probe_due(now=Instant(idle_at + IDLE_PROBE_INTERVAL_NS - 1))
+    liveness.on_work(now=idle_at)
+    assert liveness.probe_due(now=Instant(idle_at + PROBE_INTERVAL_NS))
+    assert not liveness.probe_due(now=Instant(idle_at + PROBE_INTERVAL_NS - 1))

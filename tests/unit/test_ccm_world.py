@@ -10,6 +10,7 @@ from ccm import actions as ac
 from ccm import events as ev
 from ccm.exchange import RecordKind, slot_range
 from ccm.handshake import Step
+from ccm.liveness import ALONE_LIMIT_NS, BUSY_FOR_NS, IDLE_PROBE_INTERVAL_NS
 from ccm.needs import Needs, client_key
 from ccm.path import PathState
 from ccm.reasons import Reason
@@ -127,6 +128,10 @@ def test_the_fence_by_the_partner_takes_the_path_down_here_too():
 @pytest.mark.parametrize("seed", SEEDS)
 def test_silence_is_noticed_within_the_limit_and_another_path_carries_on(seed):
     world = started(seed)
+    for node in (1, 2):
+        for path in world.hardware[node].manager.peerings[3 - node].paths.paths:
+            path.liveness.on_work(now=world.now)
+    world.run(IDLE_PROBE_INTERVAL_NS)
     cut_at, mark = world.now, len(world.log)
     world.silent.add((1, 2, 0))
     assert world.run(SECOND, lambda: all(since(world, mark, node, ac.NotePathDown) for node in (1, 2)))
@@ -135,6 +140,16 @@ def test_silence_is_noticed_within_the_limit_and_another_path_carries_on(seed):
     assert not since(world, mark, 1, ac.AlertError)
     world.silent.clear()
     assert world.run(2 * SECOND, lambda: converged(world))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_silence_between_idle_partners_is_noticed_a_few_slower_probes_later(seed):
+    world = started(seed)
+    world.run(BUSY_FOR_NS)
+    cut_at, mark = world.now, len(world.log)
+    world.silent.add((1, 2, 0))
+    assert world.run(SECOND, lambda: all(since(world, mark, node, ac.NotePathDown) for node in (1, 2)))
+    assert world.now - cut_at < 25 * MILLISECOND + 2 * IDLE_PROBE_INTERVAL_NS
 
 
 def test_the_last_path_gets_a_longer_limit():
@@ -190,7 +205,7 @@ def test_losing_the_fence_s_own_path_breaks_the_sessions_instead_of_replaying():
     mark = len(world.log)
     world.silent.add((1, 2, 1))  # the fence request will not get through
     world.cut_cable(1, 2, 0)
-    world.run(400 * MILLISECOND)
+    world.run(ALONE_LIMIT_NS + 2 * IDLE_PROBE_INTERVAL_NS)
     assert since(world, mark, 1, ac.RequestFence)
     assert not since(world, mark, 1, ac.Route, ac.NotePathFenced)
     assert {alert.name for alert in since(world, mark, 1, ac.AlertError)} == {"echo", "mirror"}
