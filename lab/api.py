@@ -54,9 +54,9 @@ def run(
 ) -> Result:
     """Runs one scenario and judges it; writes its report into the directory `report` if one is given.
 
-    `topology` replaces the scenario's own; without `world` its nodes decide (mostly netns). With `capture`, what crosses
-    each cable goes into `report`/cables/*.pcapng (real worlds only). Everything is taken down in every way of ending,
-    also with KeyboardInterrupt, unless `keep`. Raises InputError and MachineError before anything was started.
+    `topology` replaces the scenario's own; without `world` its nodes decide (mostly netns). With `capture`, what
+    crosses each cable goes into `report`/cables/*.pcapng (real worlds only). Everything is taken down in every way of
+    ending, also with KeyboardInterrupt, unless `keep`. Raises InputError and MachineError before anything was started.
     """
     played = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario, topology)
     cluster = topology if topology is not None else played.load_topology()
