@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from ccm.driver.chores import PUT_OFF_NS, Chores
@@ -24,7 +25,7 @@ def test_one_step_is_done_at_a_time_and_nothing_is_overtaken():
     while chores:
         chores.step(now=NOW)
         seen.append(list(done))
-    assert done == ["a0", "a1", "b0"] and all(len(b) - len(a) <= 1 for a, b in zip(seen, seen[1:], strict=False))
+    assert done == ["a0", "a1", "b0"] and all(len(b) - len(a) <= 1 for a, b in itertools.pairwise(seen))
 
 
 def test_giving_back_waits_a_little_unless_something_comes_behind_it():
