@@ -14,8 +14,8 @@ from emul.node_memory import PATHS_MAX
 from lab.topology import End, Node, Topology
 
 INTERFACE_MTU = 2200
-"""MTU of an adapter's interface. AF_XDP on a veth takes whole frames of up to some 3,500 bytes; all wires and worlds have
-the same, so that a scenario that waits for the LAST packet of a 4 KiB write meets it in each of them."""
+"""MTU of an adapter's interface. AF_XDP on a veth takes whole frames of up to some 3,500 bytes; all wires and worlds
+have the same, so that a scenario that waits for the LAST packet of a 4 KiB write meets it in each of them."""
 PATH_MTU = 2048
 """InfiniBand path MTU that fits it, headers and ICRC included."""
 Port = tuple[str, str]
