@@ -21,11 +21,12 @@ BUSY_FOR_NS = 200 * MILLISECOND
 """Partners count as busy for so long after something completed between them, on whatever path."""
 LIMIT_FLOOR_NS = 16 * MILLISECOND
 """Wake-ups of 2-4 ms are common on a loaded machine, so a lower limit would raise false alarms."""
-LIMIT_MOST_NS = 60 * MILLISECOND
+LIMIT_MOST_NS = 250 * MILLISECOND
+"""On a machine so loaded that answers take a quarter of that, a false alarm costs more than a late one."""
 LIMIT_FACTOR = 3
 ALONE_LIMIT_NS = 400 * MILLISECOND
 """Limit of a path without a better one."""
-WINDOW_NS = 5 * SECOND
+WINDOW_NS = 3 * SECOND
 """The worst round trip of this window and the one before counts."""
 
 

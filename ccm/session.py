@@ -73,6 +73,8 @@ TABLE: dict[SessionInput, dict[SessionState, SessionState]] = {
 }
 """(input, state) -> next state; a missing cell is an input that cannot come in that state."""
 
+STRANDED_TIMEOUT_NS = 1_000 * MILLISECOND
+"""How long a session whose path was lost waits for queue pairs on a path that has just come up."""
 CLOSE_TIMEOUT_NS = 500 * MILLISECOND
 """How long a closing side waits for its partner."""
 
@@ -82,7 +84,7 @@ class SessionCore:
 
     __slots__ = (
         "alerted", "client", "close_by", "entry", "epoch", "moving", "name", "needs", "partner_epoch", "partner_phase",
-        "reason", "routes", "since", "state",
+        "reason", "routes", "since", "state", "stranded", "stranded_by",
     )  # fmt: skip
 
     def __init__(self, entry: ManifestEntry, needs: Needs, *, now: Instant) -> None:
@@ -103,6 +105,10 @@ class SessionCore:
         """VI -> path, while READY."""
         self.moving: dict[int, int] = {}
         """VI -> the path that it is about to move to."""
+        self.stranded: set[int] = set()
+        """VIs whose path is lost and fenced, while the queue pairs of the next one are still being made."""
+        self.stranded_by: Instant | None = None
+        """How long they wait."""
         self.close_by: Instant | None = None
 
     def take(self, what: SessionInput, *, now: Instant) -> bool:
@@ -116,6 +122,7 @@ class SessionCore:
         if following not in (SessionState.READY, SessionState.CLOSING):
             self.routes.clear()
             self.moving.clear()
+            self.stranded.clear()
         return True
 
     @property

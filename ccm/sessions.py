@@ -24,7 +24,7 @@ from ccm.path import Path
 from ccm.pathset import PathSet
 from ccm.publisher import Publisher
 from ccm.reasons import Reason
-from ccm.session import Phase, SessionCore, SessionInput, SessionState
+from ccm.session import STRANDED_TIMEOUT_NS, Phase, SessionCore, SessionInput, SessionState
 from emul.clock import Instant, earliest
 
 
@@ -107,16 +107,24 @@ class SessionSet:
             self._end(session, SessionInput.BROKEN, reason, now=now)
 
     def reroute(self, lost: Path, *, now: Instant) -> None:
-        """`lost` is fenced: what went over it goes over another path, or the session breaks."""
+        """`lost` is fenced: what went over it goes over another path. Where one has come up and its queue pairs are
+        not connected yet, the work waits for them; with no other path the session breaks.
+        """
+        others = any(path is not lost for path in self._paths.usable())
         for session in self.sessions.values():
             for vi in sorted(session.routes):
                 if session.routes.get(vi) != lost.index:
                     continue
                 path = self._paths.choose(session.client, session.epoch, self._turn(session, vi))
+                session.moving.pop(vi, None)
+                if path is None and others:
+                    del session.routes[vi]
+                    session.stranded.add(vi)
+                    session.stranded_by = Instant(now + STRANDED_TIMEOUT_NS)
+                    continue
                 if path is None:
                     self._end(session, SessionInput.BROKEN, Reason.NO_PATH, now=now)
                     break
-                session.moving.pop(vi, None)
                 session.routes[vi] = path.index
                 self._out.append(Route(self._partner, session.client, vi, path.index))
 
@@ -209,8 +217,11 @@ class SessionSet:
         return manifests_digest(self.partner_manifest, self.manifest)
 
     def next_deadline(self) -> Instant | None:
-        """The earliest time at which a closing session stops waiting."""
-        return earliest(*(s.close_by for s in self.sessions.values() if s.state is SessionState.CLOSING))
+        """The earliest time at which a closing or stranded session stops waiting."""
+        return earliest(
+            *(s.close_by for s in self.sessions.values() if s.state is SessionState.CLOSING),
+            *(s.stranded_by for s in self.sessions.values() if s.stranded),
+        )
 
     # inside
 
@@ -232,6 +243,19 @@ class SessionSet:
             if not usable:
                 return self._end(session, SessionInput.BROKEN, Reason.NO_PATH, now=now)
             return self._partner_ready(session) and self._begin(session, now=now)
+        return bool(session.stranded) and self._advance_stranded(session, now=now)
+
+    def _advance_stranded(self, session: SessionCore, *, now: Instant) -> bool:
+        if self._paths.candidates(session.client, session.epoch):
+            for vi in sorted(session.stranded):
+                path = self._paths.choose(session.client, session.epoch, self._turn(session, vi))
+                assert path is not None
+                session.routes[vi] = path.index
+                self._out.append(Route(self._partner, session.client, vi, path.index))
+            session.stranded.clear()
+            return True
+        if session.stranded_by is not None and now >= session.stranded_by:
+            return self._end(session, SessionInput.BROKEN, Reason.NO_PATH, now=now)
         return False
 
     def _advance_closing(self, session: SessionCore, *, now: Instant) -> bool:

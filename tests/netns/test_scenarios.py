@@ -95,10 +95,12 @@ def test_an_interrupted_run_takes_everything_down(tmp_path: Path, way: signal.Si
 def wait_for_load(process: subprocess.Popen[str]) -> None:
     """Until the run says that its load has begun."""
     assert process.stdout is not None
+    told = []
     for line in process.stdout:
         if "  load " in line:
             return
-    pytest.fail("the run ended before its load began")
+        told.append(line)
+    pytest.fail(f"the run ended before its load began:\n{''.join(told)}")
 
 
 @pytest.mark.root

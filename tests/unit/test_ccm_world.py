@@ -200,6 +200,33 @@ def test_without_any_path_the_epoch_breaks_once_and_a_higher_one_follows(seed):
     check_alerts(world)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_work_waits_for_a_path_that_has_just_come_up_when_the_last_ready_one_is_lost(seed):
+    """The path is up before its queue pairs are connected: a session that is rerouted then has nowhere to go for a
+    moment, and still must not break.
+    """
+    world = started(seed)
+    world.cut_cable(1, 2, 0)
+    assert world.run(SECOND, lambda: since(world, 0, 1, ac.NotePathDown))
+    world.restore_cable(1, 2, 0)
+
+    def up() -> bool:
+        return all(world.hardware[n].manager.peerings[3 - n].paths.paths[0].state.name == "UP" for n in (1, 2))
+
+    assert world.run(2 * SECOND, up)
+    mark = len(world.log)
+    world.cut_cable(1, 2, 1)
+    world.run(SECOND)
+    for node in (1, 2):
+        assert not since(world, mark, node, ac.AlertError)
+        peering = world.hardware[node].manager.peerings[3 - node]
+        assert all(set(session.routes.values()) == {0} for session in peering.sessions.sessions.values())
+        assert not any(session.stranded for session in peering.sessions.sessions.values())
+    world.restore_cable(1, 2, 1)
+    assert world.run(2 * SECOND, lambda: converged(world))
+    check_alerts(world)
+
+
 def test_losing_the_fence_s_own_path_breaks_the_sessions_instead_of_replaying():
     world = started()
     mark = len(world.log)
