@@ -126,6 +126,8 @@ def _judge_readable(evidence: Evidence, findings: Findings, node: int, fault_at:
             )
 
 
+LOSING_FAULTS = ("cable.drop", "cable.corrupt")
+"""After these an adapter has to send again. (What a forged NAK asks for may be acknowledged before it can be sent.)"""
 RETRANSMISSION_COUNTERS = ("retransmissions", "retransmitted", "retransmitted_packets", "tx_retransmitted")
 """Names under which an adapter counts packets that it sent again."""
 
@@ -140,7 +142,7 @@ def retransmission_seen(evidence: Evidence, parameters: Mapping[str, object]) ->
     )
     if total:
         return CheckResult("retransmission.seen", True, total, f"{total} packets sent again")
-    met = sum(fault.fired for fault in evidence.faults if fault.counts_frames)
-    if met:
-        return CheckResult("retransmission.seen", False, met, f"{met} frames met a fault, and nothing was sent again")
-    return CheckResult("retransmission.seen", None, 0, "no frame met a fault")
+    lost = sum(fault.fired for fault in evidence.faults if fault.kind in LOSING_FAULTS)
+    if lost:
+        return CheckResult("retransmission.seen", False, lost, f"{lost} frames were lost, and nothing was sent again")
+    return CheckResult("retransmission.seen", None, 0, "no frame was lost, and nothing was sent again")

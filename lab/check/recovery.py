@@ -15,6 +15,8 @@ from itertools import pairwise
 from ccm.history import Entry, Kind
 from lab.check.evidence import NANOSECONDS_PER_MILLISECOND, Evidence, FaultRecord, PathEnd, Session
 
+NOTICED_WITHIN_NS = 1_000 * NANOSECONDS_PER_MILLISECOND
+"""What a node notices later than this after a fault is over has another cause."""
 _Write = tuple[int, int]
 """Incarnation and sequence: names one write of a stream."""
 
@@ -58,12 +60,14 @@ def recoveries(evidence: Evidence) -> list[Recovery]:
 
 
 def window_end(evidence: Evidence, fault: FaultRecord) -> int:
-    """Until when what happens is taken to follow from `fault`: it is undone, and the manager has had time to notice."""
+    """Until when what happens is taken to follow from `fault`: it is over, the manager has had time to notice, and no
+    other fault has come.
+    """
+    assert fault.at is not None
+    over = fault.at if fault.cleared is None else fault.cleared
     end = evidence.stopped_at or (evidence.entries[-1].at if evidence.entries else 0)
-    if fault.cleared is None:
-        return end
-    later = [other.at for other in evidence.faults if other.at is not None and other.at >= fault.cleared]
-    return min([end, *later])
+    later = [other.at for other in evidence.faults if other.at is not None and other.at >= over and other is not fault]
+    return min([end, over + NOTICED_WITHIN_NS, *later])
 
 
 def detection(evidence: Evidence, fault: FaultRecord, session: Session) -> int | None:

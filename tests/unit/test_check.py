@@ -359,6 +359,13 @@ def test_a_path_that_does_not_cross_the_fault_does_not_detect_it(story: Story) -
     assert recoveries(story.evidence()) == []
 
 
+def test_a_path_that_fails_long_after_a_fault_is_over_does_not_detect_it(story: Story) -> None:
+    story.stopped_at = 5000
+    story.cut(100, 150)
+    story.note(3000, Kind.PATH_DOWN, A, extra=0)
+    assert recoveries(story.evidence()) == []
+
+
 def test_traffic_that_continues_is_good_and_a_long_gap_is_found(story: Story) -> None:
     story.stopped_at = 120
     failover(story, 101, 110)
@@ -466,7 +473,7 @@ def test_boot_status_read_only_when_serving_is_found(story: Story) -> None:
 
 def test_a_lost_frame_that_nobody_sent_again_is_found(story: Story) -> None:
     story.faults.append(FaultRecord(1, "cable.drop", "ic0", 5, None, 1, counts_frames=True))
-    assert_fails(story.judge("retransmission.seen"), "1 frames met a fault")
+    assert_fails(story.judge("retransmission.seen"), "1 frames were lost")
 
 
 def test_retransmissions_are_counted(story: Story) -> None:
