@@ -206,6 +206,8 @@ class Peering:
             return
         late_ns = max(0, now - self._expected_at) if self._expected_at is not None else 0
         path.liveness.on_answer(late_ns, now=now)
+        if path.relink_at is None and self.publisher.on_path_anew(path.index):
+            self.settling.settle(now=now)
         self._alive(path, now=now)
         for other in self.paths.paths:
             if other.state is PathState.SUSPECT and self.paths.has_better(other):
@@ -267,6 +269,7 @@ class Peering:
         assert path.handshake.partner_incarnation == self.partner_incarnation
         path.take(Input.PROVEN, now=now)
         path.pairing.begin()
+        self.publisher.on_path_anew(path.index)
         self.out.append(ReadInbox(self.partner))
         self.settling.settle(now=now)
 

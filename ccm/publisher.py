@@ -1,7 +1,9 @@
 """What we publish for one partner: the latest body of each slot, and which of them the partner surely holds.
 
 A body is written over one path at a time. A write that failed, or whose path was lost, is simply due again: the same
-record over another path. While a write of a slot is under way a newer body waits (one write for each slot), so that the
+record over another path. What was under way on a lost path may still land, on top of a newer record that went over
+another one: its slots are written once more when that path's connection has been made anew, as nothing of the old one
+lands from then on. While a write of a slot is under way a newer body waits (one write for each slot), so that the
 number of writes under way is bounded by the number of slots.
 """
 
@@ -27,7 +29,7 @@ class _Entry:
 class Publisher:
     """The outbox for one partner."""
 
-    __slots__ = ("_entries", "_sequence", "incarnation", "node", "partner", "partner_incarnation")
+    __slots__ = ("_adrift", "_entries", "_sequence", "incarnation", "node", "partner", "partner_incarnation")
 
     def __init__(self, node: int, incarnation: int, partner: int) -> None:
         self.node = node
@@ -36,6 +38,8 @@ class Publisher:
         self.partner_incarnation = 0
         self._sequence = 0
         self._entries: dict[tuple[RecordKind, int], _Entry] = {}
+        self._adrift: dict[int, set[tuple[RecordKind, int]]] = {}
+        """By lost path: the slots that a late write of it may still overwrite."""
 
     def begin(self, partner_incarnation: int) -> None:
         """A (new) incarnation of the partner: nothing that was published counts for it."""
@@ -82,10 +86,23 @@ class Publisher:
         entry.written = not entry.stale and entry.sequence == sequence
 
     def on_path_lost(self, path: int) -> None:
-        """Writes under way on `path` are due again."""
-        for entry in self._entries.values():
+        """Writes under way on `path` are due again, and may land all the same."""
+        for key, entry in self._entries.items():
             if entry.path == path:
                 entry.path = None
+                self._adrift.setdefault(path, set()).add(key)
+
+    def on_path_anew(self, path: int) -> bool:
+        """The connection of `path` is a new one, and answers: what the old one may have overwritten is due again.
+        Whether there was anything.
+        """
+        adrift = self._adrift.pop(path, None)
+        for key in sorted(adrift or ()):
+            entry = self._entries.get(key)
+            if entry is not None:
+                entry.written = False
+                entry.stale = entry.path is not None
+        return adrift is not None
 
     def is_written(self, kind: RecordKind, index: int = 0) -> bool:
         """Whether the partner's inbox holds the latest body."""

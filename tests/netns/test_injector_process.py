@@ -248,6 +248,7 @@ def test_it_ends_when_told_and_takes_its_socket_along(cable: Cable, how: str) ->
     if how == "shutdown":
         assert cable.ask(op="shutdown") == {"ok": True}
     else:
+        assert cable.ask(op="fired")["counts"] == {}  # it answers: it has got as far as its loop
         os.kill(cable.process, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(cable.process, 0)[1]) == 0
     assert not cable.path.exists()

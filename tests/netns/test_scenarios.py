@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,10 +74,15 @@ def test_runs_beside_each_other_do_not_disturb_each_other(tmp_path: Path) -> Non
         assert json.loads(output)["verdict"] == "pass", json.loads(output)["checks"]
 
 
+@pytest.fixture
+def state() -> Iterator[Path]:
+    """A directory for the labs of one test. Not below `tmp_path`: names of sockets have no room for so long a path."""
+    with tempfile.TemporaryDirectory(prefix="labs-") as directory:
+        yield Path(directory)
+
+
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_takes_everything_down(tmp_path: Path, way: signal.Signals) -> None:
-    state = tmp_path / "state"
-    state.mkdir()
+def test_an_interrupted_run_takes_everything_down(tmp_path: Path, state: Path, way: signal.Signals) -> None:
     environment = {**os.environ, registry.STATE_VARIABLE: str(state)}
     run = command("cable-cut", "--report", str(tmp_path / "report"))
     process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
