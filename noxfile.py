@@ -98,18 +98,32 @@ PACKAGES = ("emul", "ccm", "lab")
 TEST_DIRECTORIES = ("unit", "sim", "netns", "docker", "interop", "regression", "vagrant")
 
 
-def run(session: nox.Session, *command: str) -> None:
+def run(session: nox.Session, *command: str, success_codes: tuple[int, ...] = (0,)) -> None:
     """Runs a module of the shared environment (`python -m ...`)."""
     python = str(ensure_environment())
     # `lab` starts programs of its own by name.
     path = f"{PYTHON.parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    session.run(python, "-m", *command, external=True, env={"PATH": path, "PYTHONUNBUFFERED": "1"})
+    environment = {"PATH": path, "PYTHONUNBUFFERED": "1"}
+    session.run(python, "-m", *command, external=True, env=environment, success_codes=success_codes)
+
+
+NO_TESTS = 5
+"""pytest's exit status when a selection is empty."""
 
 
 def pytest(session: nox.Session, *arguments: str) -> None:
-    """Runs pytest on as many processes as there are cores; a file's tests stay together, as they share their set-up."""
-    parallel = ("--numprocesses", "auto", "--dist", "loadfile")
-    run(session, "pytest", *parallel, *arguments, *session.posargs)
+    """Runs pytest on as many processes as there are cores, a file's tests together, as they share their set-up; then,
+    one after the other, the tests that want the machine to themselves.
+    """
+    parallel = ("--numprocesses", "auto", "--dist", "loadfile", "-m", "not alone")
+    failed = False
+    for selection in (parallel, ("-m", "alone")):
+        try:
+            run(session, "pytest", *selection, *arguments, *session.posargs, success_codes=(0, NO_TESTS))
+        except nox.command.CommandFailed:
+            failed = True  # all are run, whatever the first ones say
+    if failed:
+        session.error("tests failed")
 
 
 @nox.session(venv_backend="none")

@@ -25,7 +25,7 @@ expect:
 """
 TSHARK_MAX_S = 120
 
-pytestmark = [pytest.mark.netns, pytest.mark.needs_tshark]
+pytestmark = [pytest.mark.alone, pytest.mark.netns, pytest.mark.needs_tshark]
 
 
 @pytest.fixture(scope="module")

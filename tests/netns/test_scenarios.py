@@ -9,26 +9,32 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from lab.fabric import registry
+from tests.helpers.attempts import judged_on_a_steady_machine
 
 SHIPPED = ("cable-cut", "both-cables-cut", "cable-blackhole", "host-restart", "write-dropped", "nak-forged")
 RUN_TIMEOUT_S = 120
 PARALLEL = 3
 CLIENTS = {"nvram-mirror", "echo"}
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.alone]
 
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "lab", "run", *arguments]
 
 
-def play(tmp_path: Path, *arguments: str) -> dict[str, object]:
+def play(tmp_path: Path, *arguments: str) -> Mapping[str, object]:
+    return judged_on_a_steady_machine(lambda attempt: play_once(tmp_path, *arguments))
+
+
+def play_once(tmp_path: Path, *arguments: str) -> dict[str, object]:
+    shutil.rmtree(tmp_path / "report", ignore_errors=True)
     done = subprocess.run(
         command(*arguments, "--json", "--report", str(tmp_path / "report")),
         capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False,
@@ -61,17 +67,24 @@ def test_a_cut_is_recovered_by_each_client_on_each_side(tmp_path: Path) -> None:
 
 
 def test_runs_beside_each_other_do_not_disturb_each_other(tmp_path: Path) -> None:
-    runs = [
-        subprocess.Popen(
-            command("cable-cut", "--json", "--report", str(tmp_path / str(number))),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for number in range(PARALLEL)
-    ]  # fmt: skip
-    for process in runs:
-        output, errors = process.communicate(timeout=RUN_TIMEOUT_S)
-        assert output, errors
-        assert json.loads(output)["verdict"] == "pass", json.loads(output)["checks"]
+    def play_beside(attempt: int) -> Mapping[str, object]:
+        """The worst result of PARALLEL runs at once."""
+        runs = [
+            subprocess.Popen(
+                command("cable-cut", "--json", "--report", str(tmp_path / f"{attempt}-{number}")),
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for number in range(PARALLEL)
+        ]  # fmt: skip
+        results: list[Mapping[str, object]] = []
+        for process in runs:
+            output, errors = process.communicate(timeout=RUN_TIMEOUT_S)
+            assert output, errors
+            results.append(json.loads(output))
+        return min(results, key=lambda result: result["verdict"] == "pass")
+
+    result = judged_on_a_steady_machine(play_beside)
+    assert result["verdict"] == "pass", result["checks"]
 
 
 @pytest.fixture
