@@ -8,7 +8,7 @@ from tests.helpers.attempts import ATTEMPTS_MAX, judged_on_a_steady_machine
 
 PASS = {"verdict": "pass", "checks": []}
 FAIL = {"verdict": "fail", "checks": [{"name": "traffic.continued", "detail": "an error alert"}]}
-BUSY = {"verdict": "fail", "checks": [{"name": "traffic.continued", "detail": "... [the machine was overloaded, 3 times"}]}
+BUSY = {"verdict": "fail", "checks": [{"name": "traffic.continued", "detail": "[the machine was overloaded, 3 times"}]}
 OPEN = {"verdict": "inconclusive", "checks": []}
 
 
