@@ -31,9 +31,9 @@ from emul.wire.frame import ipv4_bytes
 SLEEP_MAX_NS = 10 * MILLISECOND
 CARRIER_INTERVAL_NS = MILLISECOND
 """While there is traffic; idle ports are looked at every CARRIER_INTERVAL_IDLE_NS."""
-CARRIER_INTERVAL_IDLE_NS = 2 * MILLISECOND
-BUSY_FOR_NS = 50 * MILLISECOND
-"""A port counts as busy for so long after its last frame."""
+CARRIER_INTERVAL_IDLE_NS = 4 * MILLISECOND
+BUSY_FOR_NS = 10 * MILLISECOND
+"""A port counts as busy for so long after its last frame: for less than idle partners leave between two probes."""
 HOSTS_WAITING_MAX = 4
 """Connections to the control socket that may wait to be accepted."""
 CHANNELS_MAX = 16
