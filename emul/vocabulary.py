@@ -60,6 +60,8 @@ class AccessFlags(IntFlag):
     REMOTE_WRITE = 2
     REMOTE_READ = 4
     REMOTE_ATOMIC = 8
+    FLUSH_GLOBAL = 1 << 8
+    FLUSH_PERSISTENT = 1 << 9
 
 
 class WROpcode(IntEnum):
@@ -70,6 +72,27 @@ class WROpcode(IntEnum):
     SEND = 2
     SEND_WITH_IMM = 3
     RDMA_READ = 4
+    ATOMIC_CMP_AND_SWP = 5
+    ATOMIC_FETCH_AND_ADD = 6
+    SEND_WITH_INV = 9
+    FLUSH = 14
+    ATOMIC_WRITE = 15
+
+
+class PlacementType(IntFlag):
+    """How far a FLUSH carries what was written (memory placement extensions): readable by all, or safe from a loss of
+    power.
+    """
+
+    GLOBAL = 1
+    PERSISTENT = 2
+
+
+class Selectivity(IntEnum):
+    """What a FLUSH is about: the bytes that it names, or the whole memory region."""
+
+    RANGE = 0
+    MR = 1
 
 
 class WCOpcode(IntEnum):
@@ -78,6 +101,10 @@ class WCOpcode(IntEnum):
     SEND = 0
     RDMA_WRITE = 1
     RDMA_READ = 2
+    COMP_SWAP = 3
+    FETCH_ADD = 4
+    FLUSH = 8
+    ATOMIC_WRITE = 9
     RECV = 128
     RECV_RDMA_WITH_IMM = 129
 
@@ -90,6 +117,7 @@ class WCStatus(IntEnum):
     LOC_QP_OP_ERR = 2
     LOC_PROT_ERR = 4
     WR_FLUSH_ERR = 5
+    MW_BIND_ERR = 6
     BAD_RESP_ERR = 7
     LOC_ACCESS_ERR = 8
     REM_INV_REQ_ERR = 9
@@ -97,7 +125,10 @@ class WCStatus(IntEnum):
     REM_OP_ERR = 11
     RETRY_EXC_ERR = 12
     RNR_RETRY_EXC_ERR = 13
-    FATAL_ERR = 18
+    REM_ABORT_ERR = 16
+    FATAL_ERR = 19
+    RESP_TIMEOUT_ERR = 20
+    GENERAL_ERR = 21
 
 
 class WCFlags(IntFlag):
@@ -105,6 +136,7 @@ class WCFlags(IntFlag):
 
     NONE = 0
     WITH_IMM = 2
+    WITH_INV = 8
 
 
 class SendFlags(IntFlag):
@@ -114,18 +146,26 @@ class SendFlags(IntFlag):
     FENCE = 1
     SIGNALED = 2
     SOLICITED = 4
+    INLINE = 8
 
 
 class EventType(IntEnum):
-    """Asynchronous events of a device (numbers of libibverbs up to DEVICE_FATAL; the last are the emulated
+    """Asynchronous events of a device (numbers of libibverbs; those from 0x100 are the emulated
     firmware's).
     """
 
     CQ_ERR = 0
     QP_FATAL = 1
+    QP_REQ_ERR = 2
+    QP_ACCESS_ERR = 3
+    COMM_EST = 4
+    SQ_DRAINED = 5
     DEVICE_FATAL = 8
     PORT_ACTIVE = 9
     PORT_ERR = 10
+    SRQ_ERR = 14
+    SRQ_LIMIT_REACHED = 15
+    QP_LAST_WQE_REACHED = 16
     EXCHANGE_WRITTEN = 0x100
     """A partner wrote into its exchange area of this node: `element` is the partner's node id."""
     PATH_FENCED = 0x101
@@ -161,10 +201,29 @@ class SendWR:
     sg: list[SGE] | None = None
     rkey: int = 0
     remote_addr: int = 0
+    compare_add: int = 0
+    swap: int = 0
+    flush_length: int = 0
 
     def set_wr_rdma(self, rkey: int, addr: int) -> None:
         """Aims the request at remote memory."""
         self.rkey, self.remote_addr = rkey, addr
+
+    def set_wr_atomic(self, rkey: int, addr: int, compare_add: int, swap: int = 0) -> None:
+        """Aims an atomic at eight bytes of remote memory: what it compares with or adds, and what it swaps in."""
+        self.rkey, self.remote_addr, self.compare_add, self.swap = rkey, addr, compare_add, swap
+
+    def set_wr_flush(
+        self,
+        rkey: int,
+        addr: int,
+        length: int,
+        placement: PlacementType = PlacementType.PERSISTENT,
+        selectivity: Selectivity = Selectivity.RANGE,
+    ) -> None:
+        """Aims a FLUSH at `length` bytes of remote memory, or at their whole region."""
+        self.rkey, self.remote_addr, self.flush_length = rkey, addr, length
+        self.imm_data = int(placement) | int(selectivity) << 4
 
 
 @dataclass(slots=True)
@@ -196,6 +255,7 @@ class QPCap:
     max_recv_wr: int = 10
     max_send_sge: int = 1
     max_recv_sge: int = 1
+    max_inline_data: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +296,7 @@ class QPAttr:
     """
 
     qp_state: QPState = QPState.INIT
+    cur_qp_state: QPState = QPState.RESET
     port_num: int = 1
     path_mtu: MTU = MTU.MTU_1024
     dest_qp_num: int = 0
@@ -249,5 +310,6 @@ class QPAttr:
     timeout: int = 14
     retry_cnt: int = 7
     rnr_retry: int = 7
+    en_sqd_async_notify: int = 0
     fence_slot: int = 0
     fence_epoch: int = 0

@@ -1,6 +1,7 @@
 """Transport headers of RoCEv2 and the opcodes that say which of them a packet carries.
 
-BTH 12 bytes, RETH 16, AETH 4, DETH 8, ImmDt 4 (InfiniBand specification vol. 1, 9.2-9.4). All big-endian.
+BTH 12 bytes, RETH 16, AETH 4, DETH 8, ImmDt 4, AtomicETH 28, AtomicAckETH 8, IETH 4, FETH 4 (InfiniBand specification
+vol. 1, 9.2-9.4; FLUSH and ATOMIC WRITE from annex A19). All big-endian.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ RETH_BYTES = 16
 AETH_BYTES = 4
 DETH_BYTES = 8
 IMM_BYTES = 4
+ATOMIC_ETH_BYTES = 28
+ATOMIC_ACK_ETH_BYTES = 8
 ICRC_BYTES = 4
 P_KEY_FULL = 0xFFFF
 P_KEY_LIMITED = 0x7FFF
@@ -27,6 +30,12 @@ AETH = struct.Struct("!I")
 DETH = struct.Struct("!II")
 """Q_Key, source QPN (24 bits)."""
 IMM = struct.Struct("!I")
+"""immediate data; the IETH (R_Key to invalidate) and the FETH (placement type bits 0-3, selectivity bits 4-5) have the
+same shape."""
+ATOMIC_ETH = struct.Struct("!QIQQ")
+"""virtual address, R_Key, swap or add data, compare data."""
+ATOMIC_ACK_ETH = struct.Struct("!Q")
+"""the value that was there before."""
 
 SOLICITED_EVENT = 0x80
 MIGRATION_REQUEST = 0x40
@@ -54,6 +63,13 @@ class Opcode(IntEnum):
     RDMA_READ_RESPONSE_LAST = 0x0F
     RDMA_READ_RESPONSE_ONLY = 0x10
     ACKNOWLEDGE = 0x11
+    ATOMIC_ACKNOWLEDGE = 0x12
+    COMPARE_SWAP = 0x13
+    FETCH_ADD = 0x14
+    SEND_LAST_WITH_INVALIDATE = 0x16
+    SEND_ONLY_WITH_INVALIDATE = 0x17
+    FLUSH = 0x1C
+    ATOMIC_WRITE = 0x1D
     CNP = 0x81
     UD_SEND_ONLY = 0x64
 
