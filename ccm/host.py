@@ -17,7 +17,7 @@ from ccm.clients.nvram_mirror import NvramMirror
 from ccm.driver import Driver, DriverConfig, Log, PathConfig
 from ccm.history import HistoryWriter, Kind
 from ccm.workload import Workload, WorkloadError
-from emul.clock import MILLISECOND, Instant, earliest
+from emul.clock import MILLISECOND, Instant
 from emul.errors import RDMAError
 from emul.memory import Memory
 from emul.node_memory import BootStatus, NodeMemory, Stage
@@ -72,6 +72,7 @@ class Host:
         self._stopping_by: Instant | None = None
         self._beat_at = Instant(0)
         self._deadline: Instant | None = None
+        self._driver_at: Instant | None = None
         self.incarnation = 0
 
     def start(self, now: Instant) -> None:
@@ -103,16 +104,18 @@ class Host:
             self.driver.wake(index, now)
         self.driver.take_events(now)
         if late or self._deadline is None or now >= self._deadline:
-            self._run_timers(now)
+            self._run_timers(now, late=late)
         else:
             self._set_deadline()
 
-    def on_completions(self, index: int, now: Instant) -> None:
-        """Only the completion queue of adapter `index`: the way of each request that a client waits for."""
-        self._note_lateness(now)
-        news = self.driver.wake(index, now)
-        if self._deadline is None or now >= self._deadline:
-            self._run_timers(now)
+    def on_completions(self, adapters: Sequence[int], now: Instant) -> None:
+        """Only timers and the completion queues of these adapters: the way of each request that a client waits for."""
+        late = self._note_lateness(now)
+        news = False
+        for index in adapters:
+            news |= self.driver.wake(index, now)
+        if late or self._deadline is None or now >= self._deadline:
+            self._run_timers(now, late=late)
         elif news:
             self._set_deadline()
 
@@ -182,14 +185,15 @@ class Host:
         self._log("suspended", {"ms": late / MILLISECOND})
         return True
 
-    def _run_timers(self, now: Instant) -> None:
+    def _run_timers(self, now: Instant, *, late: bool = False) -> None:
         if now >= self._beat_at:
             self._node.beat()
             self._beat_at = Instant(now + BEAT_NS)
         while self._boot and now >= self._boot[0][0]:
             self._enter(self._boot.pop(0)[1], now)
         self.workload.on_time(now)
-        self.driver.on_time(now)
+        if late or self._driver_at is None or now >= self._driver_at:
+            self.driver.on_time(now)
         for client in self._clients.values():
             deadline = client.next_deadline()
             if deadline is not None and now >= deadline:
@@ -214,13 +218,16 @@ class Host:
             self._log("host.stopped", {})
 
     def _set_deadline(self) -> None:
-        self._deadline = earliest(
-            self.driver.next_deadline(),
-            self.workload.next_deadline(),
-            self._beat_at,
-            self._boot[0][0] if self._boot else None,
-            *(client.next_deadline() for client in self._clients.values()),
-        )
+        self._driver_at = self.driver.next_deadline()
+        deadline = self._beat_at
+        for other in (self._driver_at, self.workload.next_deadline(), self._boot[0][0] if self._boot else None):
+            if other is not None and other < deadline:
+                deadline = other
+        for client in self._clients.values():
+            other = client.next_deadline()
+            if other is not None and other < deadline:
+                deadline = other
+        self._deadline = deadline
 
     # control requests
 

@@ -6,6 +6,7 @@ events at equal times give equal actions.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from ccm import events as ev
 from ccm.actions import Action
 from ccm.peerinfo import OWN_VERSIONS, Versions
 from ccm.peering import PartnerConfig, Peering
-from emul.clock import Instant, earliest
+from emul.clock import Instant
 
 
 class Manager:
@@ -37,29 +38,53 @@ class Manager:
             for partner in partners
         }
         self._handlers = {partner: _handlers(peering) for partner, peering in self.peerings.items()}
+        self._touched: set[int] = set(self.peerings)
+        """Partners whose deadline may have moved since `next_deadline` was last asked for."""
+        self._due: dict[int, Instant | None] = dict.fromkeys(self.peerings)
+        self._deadlines: list[tuple[Instant, int]] = []
+        """A heap of (deadline, partner); what `_due` does not say any more is out of date."""
 
     def handle(self, event: ev.Event, *, now: Instant) -> list[Action]:
         """Takes one event. Raises KeyError for a partner that the configuration does not name."""
         if isinstance(event, ev.CarrierLost | ev.CarrierFound):
             actions: list[Action] = []
+            self._touched.update(self.peerings)
             for peering in self.peerings.values():
                 peering.on_carrier(event.adapter, isinstance(event, ev.CarrierFound), now=now)
                 actions += _take_actions(peering)
             return actions
+        self._touched.add(event.partner)
         self._handlers[event.partner][type(event)](event, now=now)
         return _take_actions(self.peerings[event.partner])
 
     def on_time(self, *, now: Instant) -> list[Action]:
         """Runs the timers that are due; needless calls give no actions."""
         actions: list[Action] = []
-        for peering in self.peerings.values():
+        due, deadlines, touched = self._due, self._deadlines, self._touched
+        while deadlines and deadlines[0][0] <= now:
+            deadline, partner = heapq.heappop(deadlines)
+            if due[partner] == deadline:
+                due[partner] = None
+                touched.add(partner)
+        for partner in sorted(touched):
+            peering = self.peerings[partner]
             peering.on_time(now=now)
             actions += _take_actions(peering)
         return actions
 
     def next_deadline(self) -> Instant | None:
         """When `on_time` has something to do again."""
-        return earliest(*(peering.next_deadline() for peering in self.peerings.values()))
+        due, deadlines = self._due, self._deadlines
+        for partner in self._touched:
+            deadline = self.peerings[partner].next_deadline()
+            if deadline != due[partner]:
+                due[partner] = deadline
+                if deadline is not None:
+                    heapq.heappush(deadlines, (deadline, partner))
+        self._touched.clear()
+        while deadlines and due[deadlines[0][1]] != deadlines[0][0]:
+            heapq.heappop(deadlines)
+        return deadlines[0][0] if deadlines else None
 
     def status(self) -> dict[str, Any]:
         """What `lab status` shows: partners, paths, sessions; values are JSON-able, times are instants in ns."""

@@ -117,7 +117,7 @@ class HostProcess:
         ready = self._epoll.poll(wait / SECOND)
         now = time.monotonic_ns()
         if len(ready) == 1 and ready[0][0] in self._completions:
-            host.on_completions(self._completions[ready[0][0]], Instant(now))
+            host.on_completions((self._completions[ready[0][0]],), Instant(now))
         else:
             self._look_around(ready, now)
         if self._terminate:

@@ -10,7 +10,7 @@ from ccm.clients.echo import Echo
 from ccm.clients.load import EchoLoad, Load, LoadSpec, MirrorLoad, Origin
 from ccm.clients.nvram_mirror import NvramMirror, ring_neighbours
 from ccm.history import HistoryWriter, Kind
-from emul.clock import Instant, earliest
+from emul.clock import Instant
 from emul.wire.icrc import crc32
 
 RECORD_BYTES_MAX = 1 << 20
@@ -77,7 +77,12 @@ class Workload:
 
     def next_deadline(self) -> Instant | None:
         """When a rate allows the next request."""
-        return earliest(*(load.next_deadline() for load in self._loads.values()))
+        first: Instant | None = None
+        for load in self._loads.values():
+            deadline = load.next_deadline()
+            if deadline is not None and (first is None or deadline < first):
+                first = deadline
+        return first
 
     def on_delivered(self, session: Session, sequence: int, message: bytes, now: Instant) -> None:
         """The echo client got a message: into the history, before it is answered."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EINVAL
 
-from emul.clock import Instant, earliest
+from emul.clock import Instant
 from emul.cm_machine import ConnectionMachine
 from emul.errors import RDMAError
 from emul.firmware import FIRMWARE_ACCESS, Firmware, FirmwareLink, Identity
@@ -304,8 +304,10 @@ class Adapter:
     def next_deadline(self, *, now: Instant) -> Instant | None:
         """When `on_time` is due; it may turn out to have nothing to do."""
         at = self._timers[0][0] if self._timers else None
-        other = earliest(self.cm.next_at, self._neighbours.deadline(), self._firmware.deadline(now))
-        return at if other is None or (at is not None and at < other) else other
+        for other in (self.cm.next_at, self._neighbours.deadline(), self._firmware.deadline(now)):
+            if other is not None and (at is None or other < at):
+                at = other
+        return at
 
     def on_time(self, *, now: Instant) -> None:
         """Everything whose time has come."""

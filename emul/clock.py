@@ -22,4 +22,8 @@ def after(now: Instant, delay_ns: int) -> Instant:
 
 def earliest(*deadlines: Instant | None) -> Instant | None:
     """The first of several deadlines; None where there is none at all."""
-    return min((deadline for deadline in deadlines if deadline is not None), default=None)
+    first: Instant | None = None
+    for deadline in deadlines:
+        if deadline is not None and (first is None or deadline < first):
+            first = deadline
+    return first

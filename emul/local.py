@@ -49,6 +49,14 @@ class LocalDevice:
             if not self.dead:
                 self._on_doorbell()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether `take_events` or `take_cm_events` has something."""
+        if self.dead:
+            return not self._death_told
+        host = self._adapter.host
+        return bool(self._adapter.cm.events or (host is not None and host.events))
+
     def take_events(self) -> list[AsyncEvent]:
         """Device."""
         if self.dead:

@@ -115,7 +115,7 @@ class Driver:
         self._sessions.tell_life()
         if self._reopen_at is not None and now >= self._reopen_at:
             self._reopen_ports()
-        self._pump()
+        self.take_events(wiring.now)
         self._execute(self.manager.on_time(now=wiring.now))
         wiring.chores.step(now=wiring.now)
         self._pump()
@@ -287,6 +287,8 @@ class Driver:
 
     def _pump(self) -> None:
         wiring = self._wiring
+        if not wiring.events and not wiring.chores:
+            return  # no verb was used that could have brought an event along
         for _ in range(EVENTS_PER_TURN_MAX):
             if not wiring.events:
                 self._gather()

@@ -7,7 +7,7 @@ It comes a little after whatever caused it, as a real card and its process would
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from emul.adapter import FRAMES_PER_PULL_MAX, Adapter, PortFacts
 from emul.clock import Instant
@@ -51,8 +51,12 @@ class SimAdapter:
         self._lateness = lateness
         self._wake_host = wake_host
         self._generation = 0
-        self._arrived: list[bytes] = []
-        self._turn_planned = False
+        self._rung = False
+        """A doorbell, or a slow verb, since the last turn."""
+        self._wanted_at: int | None = None
+        """When the planned turn is due, and ..."""
+        self._turn_at = -1
+        """... when it comes, as a busy machine may be late."""
         self._timer_at: int | None = None
         self._turns = 0
         self._retired: dict[str, int] = {}
@@ -69,10 +73,12 @@ class SimAdapter:
             release=Memory.close,
             wake_host=self._wake_host,
         )
-        self._arrived.clear()
         self._timer_at = None
+        if self.cable is not None:
+            self.cable.take(self)  # it came to an empty slot
         self._node_memory.set_adapter_alive(self.port.index, True)
         self.card.on_carrier(self._carrier())
+        self._expect_next()
 
     def die(self) -> None:
         """The card answers nothing any more; the cable stays plugged in."""
@@ -91,45 +97,60 @@ class SimAdapter:
 
     # -- what gives it a turn -----------------------------------------------------------------------------------------
 
-    def receive(self, cable: Cable, frames: Sequence[bytes]) -> None:
+    def expect(self, cable: Cable, at: int) -> None:
         """CableEnd."""
-        if self.card is not None:
-            self._arrived.extend(frames)
-            self._plan_turn(FRAME_NS)
+        if self._wanted_at is None:  # otherwise the planned turn looks when the next frames come
+            self._plan_turn(at + FRAME_NS)
 
     def on_carrier(self, up: bool) -> None:
         """CableEnd."""
         if self.card is not None:
             self.card.on_carrier(up)
-            self._plan_turn(0)
+            self._plan_turn(self._scheduler.now)
 
     def on_doorbell(self) -> None:
         """The host rang, or used a slow verb."""
-        self._plan_turn(DOORBELL_NS)
+        if not self._rung:
+            self._rung = True
+            self._plan_turn(self._scheduler.now + DOORBELL_NS)
 
-    def _plan_turn(self, delay_ns: int) -> None:
-        if not self._turn_planned:
-            self._turn_planned = True
-            self._scheduler.after(delay_ns + self._lateness(), Priority.ADAPTER, self._turn)
+    def _plan_turn(self, at: int) -> None:
+        """A turn at `at`; one that is planned for later comes so much earlier."""
+        if self._wanted_at is None or at < self._wanted_at:
+            self._wanted_at = at
+            self._turn_at = at + self._lateness()
+            self._scheduler.at(self._turn_at, Priority.ADAPTER, self._turn)
 
     def _turn(self) -> None:
-        self._turn_planned = False
         card, now = self.card, self._scheduler.now
+        if now != self._turn_at:
+            return  # another turn came instead
+        self._wanted_at, self._turn_at = None, -1
         if card is None:
             return
-        if self._arrived:
-            self._take_frames(card, now)
-        card.on_doorbell(now=now)
-        deadline = card.next_deadline(now=now)
-        if deadline is not None and deadline <= now:
+        cable = self.cable
+        if cable is not None:
+            arrived = cable.take(self)
+            if arrived:
+                self._take_frames(card, arrived, now)
+        if self._rung:
+            self._rung = False
+            card.on_doorbell(now=now)
+        if self._timer_at is not None and self._timer_at <= now:
+            self._timer_at = None
             card.on_time(now=now)
         self._transmit(card)
         self._plan_timer(card)
+        self._expect_next()
 
-    def _take_frames(self, card: Adapter, now: Instant) -> None:
+    def _expect_next(self) -> None:
+        at = self.cable.next_arrival(self) if self.cable is not None else None
+        if at is not None:
+            self._plan_turn(at + FRAME_NS)
+
+    def _take_frames(self, card: Adapter, arrived: list[bytes], now: Instant) -> None:
         self._turns += 1
         self._node_memory.set_turn(self.port.index, 2 * self._turns - 1)
-        arrived, self._arrived = self._arrived, []
         for frame in arrived:
             card.on_frame(frame, now=now)
         self._node_memory.set_turn(self.port.index, 2 * self._turns)
@@ -143,7 +164,7 @@ class SimAdapter:
                 self.cable.send(self, frames)
             if len(frames) < FRAMES_PER_PULL_MAX:
                 return
-        self._plan_turn(DOORBELL_NS)  # a long queue: the rest in the next turn
+        self._plan_turn(self._scheduler.now + DOORBELL_NS)  # a long queue: the rest in the next turn
 
     def _plan_timer(self, card: Adapter) -> None:
         deadline = card.next_deadline(now=self._scheduler.now)
@@ -155,8 +176,7 @@ class SimAdapter:
 
     def _on_timer(self, generation: int, at: int) -> None:
         if generation == self._generation and self._timer_at == at:
-            self._timer_at = None
-            self._plan_turn(0)
+            self._plan_turn(self._scheduler.now)
 
     def _carrier(self) -> bool:
         cable = self.cable

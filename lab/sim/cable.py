@@ -7,6 +7,7 @@ armed cable does to a frame is decided by the same injector core as on real fram
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
@@ -32,8 +33,8 @@ class CableEnd(Protocol):
     name: str
     """Node or switch."""
 
-    def receive(self, cable: Cable, frames: Sequence[bytes]) -> None:
-        """Takes frames off the cable."""
+    def expect(self, cable: Cable, at: int) -> None:
+        """Frames arrive at `at`, not before what was announced earlier: `Cable.take` gives them then."""
 
     def on_carrier(self, up: bool) -> None:
         """The carrier of this end changed."""
@@ -69,9 +70,10 @@ class Cable:
         self._jitter_ns = pace.cable_jitter_ns
         self._rate_bps = rate_bps
         self._arrival = [0, 0]
+        self._under_way: tuple[deque[tuple[int, Sequence[bytes]]], ...] = (deque(), deque())
+        """By the end that they go to: (arrival, frames), in order."""
         self._free_at = [0, 0]
         """When the line has carried what each end sent so far."""
-        self._generation = 0
 
     def plug(self, end: CableEnd) -> None:
         """Connects the next end (two in all)."""
@@ -87,7 +89,7 @@ class Cable:
 
     def send(self, source: CableEnd, frames: Sequence[bytes]) -> None:
         """Puts frames on the cable at the end `source`; they arrive later, in order, or are lost."""
-        index = self.ends.index(source)
+        index = 0 if self.ends[0] is source else 1
         if self.unplugged[index]:
             self.lost += len(frames)
             return
@@ -99,7 +101,7 @@ class Cable:
                 self._carry(1 - self.end_of(towards), [changed], at)
 
     def _carry(self, index: int, frames: Sequence[bytes], start: int) -> None:
-        if self.blackholed[index]:
+        if self.blackholed[index] or self.unplugged[1 - index]:
             self.lost += len(frames)
             return
         if self._rate_bps is not None:
@@ -111,20 +113,32 @@ class Cable:
             start = self._free_at[index] = begin + sum(map(len, frames)) * 8 * SECOND // self._rate_bps
         delay = self._delay_ns + int(self._rng.random() * self._jitter_ns)
         arrival = self._arrival[index] = max(self._arrival[index] + 1, start + delay)
-        generation = self._generation
-        self._scheduler.at(arrival, Priority.FRAME, lambda: self._arrive(1 - index, frames, generation))
+        self._under_way[1 - index].append((arrival, frames))
+        self.ends[1 - index].expect(self, arrival)
 
-    def _arrive(self, index: int, frames: Sequence[bytes], generation: int) -> None:
-        if generation != self._generation or self.unplugged[index]:
-            self.lost += len(frames)
-            return
-        for frame in frames:  # the last four bytes are a checksum over the whole frame
-            self._scheduler.trace(What.FRAME, self.number * 2 + index, int.from_bytes(frame[-4:], "little"))
-        self.ends[index].receive(self, frames)
+    def take(self, end: CableEnd) -> list[bytes]:
+        """What has arrived at `end` until now, in order."""
+        index = 0 if self.ends[0] is end else 1
+        waiting, scheduler = self._under_way[index], self._scheduler
+        now, where, trace = scheduler.now, self.number * 2 + index, scheduler.trace
+        taken: list[bytes] = []
+        while waiting and waiting[0][0] <= now:
+            at, frames = waiting.popleft()
+            for frame in frames:  # the last four bytes are a checksum over the whole frame
+                trace(What.FRAME, where, int.from_bytes(frame[-4:], "little"), at)
+            taken += frames
+        return taken
+
+    def next_arrival(self, end: CableEnd) -> int | None:
+        """When the next frames arrive at `end` that are not taken yet."""
+        waiting = self._under_way[0 if self.ends[0] is end else 1]
+        return waiting[0][0] if waiting else None
 
     def unplug(self, ends: Sequence[int]) -> None:
         """These ends lose their carrier; what is on its way is lost."""
-        self._generation += 1
+        for waiting in self._under_way:
+            while waiting and waiting[-1][0] > self._scheduler.now:
+                self.lost += len(waiting.pop()[1])
         self._free_at = [0, 0]
         self._set_carrier(ends, up=False)
 
@@ -169,13 +183,13 @@ class Switch:
         """Frames for `mac` leave over `cable`."""
         self._towards.setdefault(mac, cable)
 
-    def receive(self, cable: Cable, frames: Sequence[bytes]) -> None:
-        """Forwards each frame a little later; an unknown or broadcast address goes everywhere else."""
-        self._scheduler.after(SWITCH_NS, Priority.FRAME, lambda: self._forward(cable, frames))
+    def expect(self, cable: Cable, at: int) -> None:
+        """CableEnd: forwards each frame a little later; an unknown or broadcast address goes everywhere else."""
+        self._scheduler.at(at + SWITCH_NS, Priority.FRAME, partial(self._forward, cable))
 
-    def _forward(self, came_from: Cable, frames: Sequence[bytes]) -> None:
-        for frame in frames:
-            known = self._towards.get(bytes(frame[:6]))
+    def _forward(self, came_from: Cable) -> None:
+        for frame in came_from.take(self):
+            known = self._towards.get(frame[:6])
             targets = [known] if known is not None else self._cables
             for cable in targets:
                 if cable is not came_from:

@@ -53,8 +53,13 @@ class SimNode:
         self._config = plan.host_config(name, _STATE, seed=streams.number(f"host/{name}"))
         self._rng = streams.stream(f"wake/{name}")
         self._boots = 0
-        self._turn_planned = False
-        self._timer_at: int | None = None
+        self._woken: list[int] = []
+        """Adapters whose completion queues woke the host since its last turn."""
+        self._look_everywhere = False
+        self._due_at: int | None = None
+        """When the planned turn is due, and ..."""
+        self._turn_at = -1
+        """... when it comes: a process needs a little to wake up, and now and then a good deal."""
         self._devices: dict[str, LocalDevice] = {}
         self.adapters = {
             adapter: SimAdapter(
@@ -65,9 +70,9 @@ class SimNode:
                 scheduler=scheduler,
                 rng=partial(_card_stream, streams, f"adapter/{name}.{adapter}"),
                 lateness=partial(pace.lateness, streams.stream(f"turns/{name}.{adapter}")),
-                wake_host=self.wake,
+                wake_host=partial(self._wake_for, index),
             )
-            for adapter in node.adapters
+            for index, adapter in enumerate(node.adapters)
         }
 
     def power_on(self) -> None:
@@ -82,7 +87,6 @@ class SimNode:
         """The host starts, in a new incarnation."""
         self._boots += 1
         self.paused = False
-        self._timer_at = None
         self._devices = {name: self._open(adapter) for name, adapter in self.adapters.items()}
         contexts = [Context(device) for device in self._devices.values()]
         seed = self._streams.number(f"host/{self.name}/{self._boots}")
@@ -91,7 +95,6 @@ class SimNode:
         self.host = host
         self._scheduler.trace(What.HOST, self._number, self._boots)
         host.start(self._scheduler.now)
-        self._plan_timer()
         self.wake()
 
     def _open(self, adapter: SimAdapter) -> LocalDevice:
@@ -140,35 +143,46 @@ class SimNode:
         self.wake()
         return reply
 
+    def _wake_for(self, index: int) -> None:
+        """An adapter has completions or events for the host."""
+        self._woken.append(index)
+        if self.host is not None:
+            self._plan_turn(self._scheduler.now)
+
     # -- turns --------------------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Something waits for the host."""
-        if self._turn_planned or self.host is None:
-            return
-        self._turn_planned = True
-        pace = self._pace
-        delay = pace.wake_ns + int(self._rng.random() * pace.wake_jitter_ns) + pace.lateness(self._rng)
-        self._scheduler.after(delay, Priority.HOST, self._turn)
+        """Something changed: the host looks at everything."""
+        self._look_everywhere = True
+        if self.host is not None:
+            self._plan_turn(self._scheduler.now)
+
+    def _plan_turn(self, due_at: int) -> None:
+        """A turn soon after `due_at`; one that is planned for later comes so much earlier."""
+        due_at = max(due_at, self._scheduler.now)
+        if self._due_at is None or due_at < self._due_at:
+            self._due_at = due_at
+            pace, rng = self._pace, self._rng
+            delay = pace.wake_ns + int(rng.random() * pace.wake_jitter_ns) + pace.lateness(rng)
+            self._turn_at = due_at + delay
+            self._scheduler.at(self._turn_at, Priority.HOST, self._turn)
 
     def _turn(self) -> None:
-        self._turn_planned = False
-        if self.host is not None and not self.paused:
-            self.host.on_wake(self._scheduler.now)
-            self._plan_timer()
-
-    def _plan_timer(self) -> None:
-        deadline = self.host.next_deadline() if self.host is not None else None
-        if deadline is None or (self._timer_at is not None and self._timer_at <= deadline):
+        host, now = self.host, self._scheduler.now
+        if now != self._turn_at:
+            return  # another turn came instead
+        self._due_at, self._turn_at = None, -1
+        if host is None or self.paused:
             return
-        self._timer_at = deadline
-        boots = self._boots
-        self._scheduler.at(deadline, Priority.HOST, lambda: self._on_timer(boots, deadline))
-
-    def _on_timer(self, boots: int, at: int) -> None:
-        if boots == self._boots and self._timer_at == at:
-            self._timer_at = None
-            self.wake()
+        woken, self._woken = self._woken, []
+        if self._look_everywhere or any([device.waiting for device in self._devices.values()]):
+            self._look_everywhere = False
+            host.on_wake(now)
+        else:
+            host.on_completions(woken, now)
+        deadline = host.next_deadline()
+        if deadline is not None:
+            self._plan_turn(deadline)
 
 
 def _card_stream(streams: Streams, slot: str, generation: int) -> random.Random:

@@ -51,7 +51,8 @@ class Pace:
 
     def lateness(self, rng: random.Random) -> int:
         """How much longer than usual a process waits for its turn this time."""
-        return int(rng.random() * self.late_ns) if rng.random() < self.late_chance else 0
+        drawn = rng.random()
+        return 0 if drawn >= self.late_chance else int(drawn / self.late_chance * self.late_ns)
 
 
 def _between(rng: random.Random, shortest: int, longest: int) -> int:

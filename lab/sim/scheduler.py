@@ -17,6 +17,8 @@ from emul.clock import Instant
 
 EVENTS_MAX = 200_000_000
 """Events of one run; more is a loop that doesn't end, and an assertion."""
+TRACED_AT_ONCE_BYTES = 65_536
+"""Entries of the trace are hashed in runs of about this size."""
 _TRACE = struct.Struct("<QBHI")
 
 Action = Callable[[], None]
@@ -43,7 +45,7 @@ class What(IntEnum):
 class Scheduler:
     """The heap and the virtual clock."""
 
-    __slots__ = ("_heap", "_sequence", "_trace", "events", "now")
+    __slots__ = ("_heap", "_sequence", "_trace", "_traced", "events", "now")
 
     def __init__(self) -> None:
         self.now = Instant(0)
@@ -52,6 +54,7 @@ class Scheduler:
         self._heap: list[tuple[int, int, int, Action]] = []
         self._sequence = 0
         self._trace = hashlib.blake2b(digest_size=16)
+        self._traced = bytearray()
 
     def at(self, moment: int, priority: Priority, action: Action) -> None:
         """Plans `action`; a moment that is past means "next"."""
@@ -69,19 +72,28 @@ class Scheduler:
 
     def run_until(self, moment: int) -> None:
         """Runs all events up to and with `moment`, then sets the clock to it."""
-        heap, pop = self._heap, heapq.heappop
-        while heap and heap[0][0] <= moment:
-            at, _, _, action = pop(heap)
-            self.now = Instant(at)
-            self.events += 1
-            action()
+        heap, pop, ran = self._heap, heapq.heappop, 0
+        try:
+            while heap and heap[0][0] <= moment:
+                at, _, _, action = pop(heap)
+                self.now = Instant(at)
+                ran += 1
+                action()
+        finally:
+            self.events += ran
         assert self.events < EVENTS_MAX, f"{self.events} events: something plans itself for ever"
         self.now = Instant(max(self.now, moment))
 
-    def trace(self, what: What, where: int, detail: int) -> None:
-        """Adds to the trace: `where` below 65536, `detail` below 2**32."""
-        self._trace.update(_TRACE.pack(self.now, what, where, detail))
+    def trace(self, what: What, where: int, detail: int, at: int | None = None) -> None:
+        """Adds to the trace: `where` below 65536, `detail` below 2**32; of this moment, or of the moment `at`."""
+        traced = self._traced
+        traced += _TRACE.pack(self.now if at is None else at, what, where, detail)
+        if len(traced) >= TRACED_AT_ONCE_BYTES:
+            self._trace.update(traced)
+            traced.clear()
 
     def trace_hash(self) -> str:
         """Of all that was traced so far."""
-        return self._trace.copy().hexdigest()
+        trace = self._trace.copy()
+        trace.update(self._traced)
+        return trace.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 from emul.clock import MICROSECOND, MILLISECOND
 from emul.memory import Memory
@@ -29,8 +28,11 @@ class Station:
         self.got: list[tuple[int, bytes]] = []
         self.carrier: list[tuple[int, bool]] = []
 
-    def receive(self, cable: Cable, frames: Sequence[bytes]) -> None:
-        self.got += [(self.scheduler.now, frame) for frame in frames]
+    def expect(self, cable: Cable, at: int) -> None:
+        self.scheduler.at(at, Priority.FRAME, lambda: self.look(cable))
+
+    def look(self, cable: Cable) -> None:
+        self.got += [(self.scheduler.now, frame) for frame in cable.take(self)]
 
     def on_carrier(self, up: bool) -> None:
         self.carrier.append((self.scheduler.now, up))
