@@ -15,6 +15,7 @@ from errno import EINVAL
 
 from emul.clock import Instant
 from emul.cm_machine import ConnectionMachine
+from emul.congestion import CNP_RESERVED, CNP_TRAFFIC_CLASS, cnp_bth
 from emul.errors import RDMAError
 from emul.firmware import FIRMWARE_ACCESS, Firmware, FirmwareLink, Identity
 from emul.host_context import HostContext, Reply, Request
@@ -24,21 +25,27 @@ from emul.node_memory import NodeMemory
 from emul.qp import QueuePair
 from emul.regions import RegionTable
 from emul.vocabulary import MTU, AsyncEvent, EventType, QPAttr, QPState
+from emul.wire.address import IPV4_ADDRESS_BYTES
+from emul.wire.discovery import is_discovery, parse_discovery
 from emul.wire.frame import (
     ETHERTYPE_ARP,
     ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
     HEADERS_PER_PACKET_MAX,
-    PAYLOAD_OFFSET,
-    TRANSPORT_OFFSET,
+    HOP_LIMIT,
+    IPV4_BYTES,
+    IPV6_BYTES,
     Accepted,
     Arp,
     Envelopes,
     Flow,
     icrc_matches,
+    make_flow,
 )
 from emul.wire.headers import (
     ACK_REQUEST,
     BTH,
+    BTH_BYTES,
     DETH,
     DETH_BYTES,
     ICRC_BYTES,
@@ -57,6 +64,7 @@ DOORBELLS_PER_TURN_MAX = 256
 _CM_QPN = 1
 _QPN_FIRST = 0x11
 _MULTICAST_BIT = 1
+_FLOW_LABEL = 0xFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +73,31 @@ class PortFacts:
 
     mac: bytes
     address: bytes
-    """Four bytes of IPv4."""
+    """Four bytes of IPv4 or sixteen of IPv6."""
     mtu: int
     """Largest IP packet in bytes."""
+    more: tuple[bytes, ...] = ()
+    """Further addresses, of either family."""
+
+    @property
+    def addresses(self) -> tuple[bytes, ...]:
+        """All of them: the port's GID table."""
+        return (self.address, *self.more)
 
 
-def path_mtu_for(interface_mtu: int) -> MTU:
-    """The largest path MTU whose full packets fit an interface MTU (1500 gives 1024, 4200 gives 4096)."""
-    fitting = [mtu for mtu in MTU if mtu.size + HEADERS_PER_PACKET_MAX <= interface_mtu]
+def path_mtu_for(interface_mtu: int, *, ipv6: bool = False) -> MTU:
+    """The largest path MTU whose full packets fit an interface MTU (1500 gives 1024, 4200 gives 4096). Raises RDMAError
+    where not even 256 does.
+    """
+    headers = HEADERS_PER_PACKET_MAX + (IPV6_BYTES - IPV4_BYTES if ipv6 else 0)
+    fitting = [mtu for mtu in MTU if mtu.size + headers <= interface_mtu]
     if not fitting:
-        raise RDMAError(EINVAL, f"interface MTU {interface_mtu} is too small for a path MTU of 256")
+        smallest = MTU.MTU_256.size
+        raise RDMAError(
+            EINVAL,
+            f"interface MTU {interface_mtu} is too small: packets of the smallest path MTU, {smallest}, need "
+            f"{smallest + headers}",
+        )
     return fitting[-1]
 
 
@@ -102,9 +125,10 @@ class Adapter:
         self._received = 0
         self._sent = 0
         self._carrier = True
-        self._active_mtu = path_mtu_for(port.mtu)
-        self._envelopes = Envelopes(port.address)
-        self._neighbours = Neighbours(mac=port.mac, address=port.address)
+        ipv6 = any(len(address) != IPV4_ADDRESS_BYTES for address in port.addresses)
+        self._active_mtu = path_mtu_for(port.mtu, ipv6=ipv6)
+        self._envelopes = Envelopes(*port.addresses)
+        self._neighbours = Neighbours(mac=port.mac, addresses=port.addresses)
         self._qps: dict[int, QueuePair] = {}
         self._links: dict[int, FirmwareLink] = {}
         self._active: deque[QueuePair] = deque()
@@ -126,7 +150,9 @@ class Adapter:
             fresh_pd=self.fresh_pd,
             forget=lambda number: self.cm.forget(number),
         )
-        self.cm = ConnectionMachine(address=port.address, rng=rng, acceptor=self._firmware, control=self)
+        self.cm = ConnectionMachine(
+            source_for=self._neighbours.source_for, rng=rng, acceptor=self._firmware, control=self
+        )
         self.host: HostContext | None = None
 
     # -- in -----------------------------------------------------------------------------------------------------------
@@ -135,41 +161,62 @@ class Adapter:
         """One frame from the cable. Whatever it is, it is handled or counted; it never raises."""
         ethertype = frame[12] << 8 | frame[13] if len(frame) > 14 else 0
         if ethertype == ETHERTYPE_IPV4:
-            accepted = self._envelopes.accept(frame)
-            if isinstance(accepted, str):
-                self._counters[accepted] += 1
-            elif not icrc_matches(frame, accepted):
-                self._counters["rx_icrc_error"] += 1
+            self._on_envelope(frame, self._envelopes.accept(frame), now)
+        elif ethertype == ETHERTYPE_IPV6:
+            accepted = self._envelopes.accept6(frame)
+            if accepted == "rx_not_roce" and is_discovery(frame):
+                self._on_discovery(frame)
             else:
-                self._on_packet(frame, accepted, now)
+                self._on_envelope(frame, accepted, now)
         elif ethertype == ETHERTYPE_ARP:
             self._on_arp(frame)
         else:
             self._counters["rx_not_roce" if len(frame) > 14 else "rx_truncated"] += 1
 
+    def _on_envelope(self, frame: bytes, accepted: Accepted | str, now: Instant) -> None:
+        if isinstance(accepted, str):
+            self._counters[accepted] += 1
+        elif not icrc_matches(frame, accepted):
+            self._counters["rx_icrc_error"] += 1
+        else:
+            self._on_packet(frame, accepted, now)
+
     def _on_packet(self, frame: bytes, accepted: Accepted, now: Instant) -> None:
-        opcode, flags, p_key, destination, psn = BTH.unpack_from(frame, TRANSPORT_OFFSET)
+        start = accepted.transport
+        opcode, flags, p_key, destination, psn = BTH.unpack_from(frame, start)
         if flags & 0x0F or p_key not in (P_KEY_FULL, P_KEY_LIMITED):
             self._counters["rx_bad_header"] += 1
             return
         qpn = destination & 0xFFFFFF
+        start += BTH_BYTES
         end = accepted.length - ICRC_BYTES - (flags >> PAD_SHIFT & 3)
-        if end < PAYLOAD_OFFSET:
+        if end < start:
             self._counters["rx_truncated"] += 1
             return
-        body = memoryview(frame)[PAYLOAD_OFFSET:end]
+        body = memoryview(frame)[start:end]
         if qpn == _CM_QPN:
             self._on_mad(opcode, body, accepted.source, now)
             return
         qp = self._qps.get(qpn)
-        if qp is None or qp.route is None or qp.route.address != accepted.source:
+        if qp is None or qp.route is None or qp.route.path != accepted.path:
             self._counters["rx_no_qp" if qp is None else "rx_wrong_source"] += 1
             return
         self._received += 1
         if not qp.on_packet(opcode, psn & 0xFFFFFF, bool(psn & ACK_REQUEST), body, now=now):
-            self._counters["rx_unexpected"] += 1
+            if opcode == Opcode.CNP:
+                qp.congestion.cnp_handled += 1  # counted, never answered
+            else:
+                self._counters["rx_unexpected"] += 1
             return
+        if accepted.congested and qp.congestion.on_marked(now=now):
+            self._notify(qp)
         self._after(qp)
+
+    def _notify(self, qp: QueuePair) -> None:
+        """Tells the peer that its packets met congestion."""
+        if qp.route is not None and qp.route.mac is not None:
+            flow = self._flow_to(qp.route, _source_port(qp.number), traffic_class=CNP_TRAFFIC_CLASS)
+            self._out.append(flow.frame(cnp_bth(qp.attr.dest_qp_num), CNP_RESERVED))
 
     def _after(self, qp: QueuePair) -> None:
         if qp.attention:
@@ -205,7 +252,17 @@ class Adapter:
         if arp is None or arp.sender_mac[0] & _MULTICAST_BIT:
             self._counters["rx_bad_arp"] += 1
             return
-        changed = self._neighbours.on_arp(arp)
+        self._on_neighbour(self._neighbours.on_arp(arp))
+
+    def _on_discovery(self, frame: bytes) -> None:
+        message = parse_discovery(frame)
+        if message is None or frame[6] & _MULTICAST_BIT:
+            self._counters["rx_bad_nd"] += 1
+        else:
+            self._on_neighbour(self._neighbours.on_discovery(message, frame[6:12]))
+
+    def _on_neighbour(self, changed: Route | None) -> None:
+        """What the neighbours have to say goes out; a route that changed gets its queue pairs going."""
         self._out.extend(self._neighbours.out)
         self._neighbours.out.clear()
         if changed is not None:
@@ -286,17 +343,30 @@ class Adapter:
 
     def _flow(self, qp: QueuePair) -> Flow:
         assert qp.route is not None
-        assert qp.route.mac is not None
-        return self._flow_to(qp.route, 0xC000 | (qp.number ^ qp.number >> 14) & 0x3FFF)
+        given = qp.attr.ah_attr.gr
+        if given is None:
+            return self._flow_to(qp.route, _source_port(qp.number), flow_label=qp.number & _FLOW_LABEL)
+        # What an application may give, cut to its field's width; a label of zero is for the adapter to choose.
+        label = given.flow_label & _FLOW_LABEL or qp.number & _FLOW_LABEL
+        return self._flow_to(
+            qp.route, _source_port(given.flow_label & _FLOW_LABEL or qp.number),
+            traffic_class=given.traffic_class & 0xFF, flow_label=label, hop_limit=given.hop_limit & 0xFF or HOP_LIMIT,
+        )  # fmt: skip
 
-    def _flow_to(self, route: Route, source_port: int) -> Flow:
+    def _flow_to(
+        self, route: Route, source_port: int, *,
+        traffic_class: int = 0, flow_label: int = 0, hop_limit: int = HOP_LIMIT,
+    ) -> Flow:  # fmt: skip
         assert route.mac is not None
-        return Flow(
+        return make_flow(
             source_mac=self._port.mac,
             target_mac=route.mac,
-            source=self._port.address,
+            source=route.source,
             target=route.address,
             source_port=source_port,
+            traffic_class=traffic_class,
+            flow_label=flow_label,
+            hop_limit=hop_limit,
         )
 
     # -- time ---------------------------------------------------------------------------------------------------------
@@ -418,7 +488,10 @@ class Adapter:
         """Services."""
         if attr.qp_state is QPState.RTR and attr.path_mtu > self._active_mtu:
             raise RDMAError(EINVAL, f"path MTU {attr.path_mtu.size} does not fit the port's {self._active_mtu.size}")
-        route = None if address is None else self._neighbours.route(address, now=now)
+        try:
+            route = None if address is None else self._neighbours.route(address, now=now)
+        except ValueError as error:
+            raise RDMAError(EINVAL, f"QP {qp.number}: {error}") from None
         self._out.extend(self._neighbours.out)
         self._neighbours.out.clear()
         if attr.qp_state is QPState.ERR:
@@ -521,6 +594,13 @@ class Adapter:
         if self.host is not None:
             self.host.tell(AsyncEvent(EventType.CQ_ERR, qp.number))
         qp.fail(None)
+
+
+def _source_port(label: int) -> int:
+    """The UDP source port for a flow label or QPN: the same for all packets of a conversation, so that switches keep
+    them in order, and another one for the next (IBTA annex A17.9.2).
+    """
+    return 0xC000 | (label ^ label >> 14) & 0x3FFF
 
 
 MADS_WAITING_MAX = 256

@@ -8,13 +8,15 @@ when a queue pair is to change its state; it knows neither hosts nor memory.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Protocol
 
 from emul.clock import MILLISECOND, SECOND, Instant, after, earliest
 from emul.vocabulary import MTU, QPAttr
-from emul.wire.mad import Drep, Dreq, Message, Mra, Rej, RejectReason, Rep, Req, Rtu, gid_of
+from emul.wire.address import address_text, gid_bytes
+from emul.wire.mad import Drep, Dreq, Message, Mra, Rej, RejectReason, Rep, Req, Rtu
 
 RESPONSE_TIMEOUT_NS = 34 * MILLISECOND
 """How long an answer may take: exponent 13 of the specification's encoding."""
@@ -92,7 +94,7 @@ class Acceptor(Protocol):
     """Whoever listens (the firmware)."""
 
     def on_request(self, number: int, req: Req, source: bytes, *, now: Instant) -> Accept | Reject:
-        """A REQ for connection `number` from the IPv4 address `source`."""
+        """A REQ for connection `number` from the address `source`."""
 
     def on_established(self, number: int, private_data: bytes, *, now: Instant) -> bool:
         """Its RTU has come; False where what it carries proves nothing: the connection is dropped in silence."""
@@ -138,14 +140,17 @@ class _Connection:
 class ConnectionMachine:
     """All connections of an adapter."""
 
-    def __init__(self, *, address: bytes, rng: random.Random, acceptor: Acceptor, control: QpControl) -> None:
-        self._address = address
+    def __init__(
+        self, *, source_for: Callable[[bytes], bytes | None], rng: random.Random, acceptor: Acceptor, control: QpControl
+    ) -> None:
+        """`source_for` gives the own address that goes to a peer's."""
+        self._source_for = source_for
         self._rng = rng
         self._acceptor = acceptor
         self._control = control
         self._connections: dict[int, _Connection] = {}
         self.out: list[tuple[bytes, bytes]] = []
-        """(IPv4 address, MAD) to be sent."""
+        """(address, MAD) to be sent."""
         self.events: list[CmEvent] = []
         self.next_at: Instant | None = None
         """When `on_time` is due at the earliest."""
@@ -156,10 +161,13 @@ class ConnectionMachine:
         self, qpn: int, address: bytes, service_id: int, private_data: bytes, attr: QPAttr, *, now: Instant
     ) -> int:
         """Asks `address` for a connection of queue pair `qpn`; gives its number. Raises ValueError at
-        CONNECTIONS_MAX.
+        CONNECTIONS_MAX, and for an address of a family that this adapter has none of.
         """
         if len(self._connections) >= CONNECTIONS_MAX:
             raise ValueError(f"an adapter has {CONNECTIONS_MAX} connections at the most")
+        source = self._source_for(address)
+        if source is None:
+            raise ValueError(f"this adapter has no address to go to {address_text(address)} from")
         number = self._fresh_number()
         connection = _Connection(number, address, qpn, State.REQ_SENT, from_host=True, attr=attr)
         attr.sq_psn = self._rng.randrange(1 << 24)
@@ -168,8 +176,8 @@ class ConnectionMachine:
             service_id=service_id,
             local_qpn=qpn,
             starting_psn=attr.sq_psn,
-            local_gid=_gid(self._address),
-            remote_gid=_gid(address),
+            local_gid=gid_bytes(source),
+            remote_gid=gid_bytes(address),
             path_mtu=int(attr.path_mtu),
             responder_resources=attr.max_dest_rd_atomic,
             initiator_depth=attr.max_rd_atomic,
@@ -236,7 +244,7 @@ class ConnectionMachine:
     # -- in -----------------------------------------------------------------------------------------------------------
 
     def on_message(self, transaction: int, message: Message, source: bytes, *, now: Instant) -> None:
-        """One CM message from the IPv4 address `source`."""
+        """One CM message from the address `source`."""
         if isinstance(message, Req):
             self._on_req(transaction, message, source, now)
             return
@@ -422,7 +430,3 @@ class ConnectionMachine:
         while number in self._connections:
             number = self._rng.randrange(1, 1 << 32)
         return number
-
-
-def _gid(address: bytes) -> bytes:
-    return gid_of(".".join(str(byte) for byte in address))

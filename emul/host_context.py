@@ -32,7 +32,7 @@ from emul.queues import (
 )
 from emul.regions import MemoryRegion, RegionTable
 from emul.vocabulary import GID, MTU, AccessFlags, AHAttr, AsyncEvent, EventType, GlobalRoute, QPAttr, QPState
-from emul.wire.frame import ipv4_bytes
+from emul.wire.address import address_bytes
 
 Request = dict[str, object]
 Reply = dict[str, object]
@@ -296,7 +296,7 @@ class HostContext:
         if attr.qp_state is QPState.RTR:
             if attr.ah_attr.gr is None:
                 raise RDMAError(EINVAL, f"QP {qp.number} needs a global route (ah_attr.gr) for RTR")
-            address = ipv4_bytes(attr.ah_attr.gr.dgid.gid)
+            address = address_bytes(attr.ah_attr.gr.dgid.gid)
         self._services.modify_qp(qp, attr, address, now=now)
         return {}, []
 
@@ -316,7 +316,7 @@ class HostContext:
             raise RDMAError(EINVAL, f"QP {qp.number} must be in INIT to be connected, is in {qp.state.name}")
         number = self._services.cm.connect(
             qp.number,
-            ipv4_bytes(str(request["dgid"])),
+            address_bytes(str(request["dgid"])),
             _number(request, "service_id"),
             bytes.fromhex(str(request["private_data"])),
             attr,

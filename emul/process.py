@@ -26,7 +26,7 @@ from emul.memory import Memory
 from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
 from emul.port import FRAMES_PER_TURN_MAX, Port
 from emul.port.open import open_port
-from emul.wire.frame import ipv4_bytes
+from emul.wire.address import address_bytes
 
 SLEEP_MAX_NS = 10 * MILLISECOND
 CARRIER_INTERVAL_NS = MILLISECOND
@@ -52,7 +52,7 @@ class AdapterProcess:
         self._doorbell_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._host_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._adapter = Adapter(
-            port=PortFacts(port.mac, ipv4_bytes(str(config["address"])), port.mtu),
+            port=PortFacts(port.mac, address_bytes(str(config["address"])), port.mtu),
             identity=Identity(_int(config["node_id"]), self._index, str(config["cluster_key"]).encode()),
             node_memory=self._node,
             rng=random.Random(os.urandom(16)),  # keys and challenges must not be guessed

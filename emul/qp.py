@@ -12,6 +12,7 @@ from typing import Protocol
 
 from emul.clock import Instant
 from emul.completer import Completer, Verdict
+from emul.congestion import Congestion
 from emul.errors import RDMAError
 from emul.neighbours import Route
 from emul.queues import ReceiveEntry, SendEntry
@@ -90,8 +91,8 @@ class QueuePair:
 
     __slots__ = (
         "_completer", "_fence_epoch", "_flow", "_left_work", "_receive_sink", "_regions", "_requester", "_responder",
-        "_send_sink", "_signal_all", "_window", "_work", "attention", "attr", "broken_by", "fatal_told", "number",
-        "overrun", "pd", "route",
+        "_send_sink", "_signal_all", "_window", "_work", "attention", "attr", "broken_by", "congestion",
+        "fatal_told", "number", "overrun", "pd", "route",
     )  # fmt: skip
 
     def __init__(
@@ -116,6 +117,7 @@ class QueuePair:
         self._fence_epoch = fence_epoch
         self.attr = QPAttr(qp_state=QPState.RESET)
         self.route: Route | None = None
+        self.congestion = Congestion()
         self._flow: Flow | None = None
         self._window = SendWindow(256, 0)
         self._requester: Requester | None = None
@@ -395,7 +397,7 @@ class QueuePair:
         if self._responder is not None:
             counted["duplicate_request"] = self._responder.duplicates
             counted["sent_nak"] = self._responder.naks_sent
-        return counted
+        return counted | self.congestion.counters()
 
     def inspect(self) -> dict[str, object]:
         """How it stands, for people who look for what is stuck."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from emul.wire.frame import ipv4_bytes
+from emul.wire.address import IPV4_ADDRESS_BYTES, address_bytes, gid_bytes
 
 MAD_BYTES = 256
 CM_Q_KEY = 0x8001_0000
@@ -323,7 +323,7 @@ RDMA_CM_HEADER_BYTES = _RDMA_CM_HEADER.size
 
 @dataclass(frozen=True, slots=True)
 class RdmaCmHeader:
-    """What Linux rdma_cm puts before the consumer's private data in a REQ: 36 bytes, addresses IPv4 here."""
+    """What Linux rdma_cm puts before the consumer's private data in a REQ: 36 bytes, both addresses of one family."""
 
     port: int
     source: bytes
@@ -331,17 +331,22 @@ class RdmaCmHeader:
 
     def emit(self) -> bytes:
         """RDMA_CM_HEADER_BYTES bytes; an IPv4 address stands in the last four of its sixteen."""
-        return _RDMA_CM_HEADER.pack(0, 4 << 4, self.port, bytes(12) + self.source, bytes(12) + self.target)
+        version = 4 if len(self.source) == IPV4_ADDRESS_BYTES else 6
+        return _RDMA_CM_HEADER.pack(
+            0, version << 4, self.port, self.source.rjust(16, b"\0"), self.target.rjust(16, b"\0")
+        )
 
     @classmethod
     def parse(cls, data: bytes) -> RdmaCmHeader | None:
-        """None where the data does not begin with an rdma_cm header for IPv4."""
+        """None where the data does not begin with an rdma_cm header for IPv4 or IPv6."""
         if len(data) < RDMA_CM_HEADER_BYTES:
             return None
         version, ip_version, port, source, target = _RDMA_CM_HEADER.unpack_from(data)
-        return cls(port, source[12:], target[12:]) if version == 0 and ip_version >> 4 == 4 else None
+        if version or ip_version >> 4 not in (4, 6):
+            return None
+        return cls(port, source[12:], target[12:]) if ip_version >> 4 == 4 else cls(port, source, target)
 
 
 def gid_of(address: str) -> bytes:
-    """The 16 bytes of the IPv4-mapped GID of `address`."""
-    return bytes(10) + b"\xff\xff" + ipv4_bytes(address)
+    """The 16 bytes of the GID of `address`: IPv6 as it is, IPv4 mapped. Raises ValueError."""
+    return gid_bytes(address_bytes(address))
