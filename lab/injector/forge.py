@@ -7,7 +7,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
 from emul.wire.headers import Syndrome
-from lab.injector import layers
+from lab.wire import layers
 
 __all__ = ["forge", "layers", "nak_sequence"]
 

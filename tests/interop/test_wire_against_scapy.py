@@ -16,7 +16,7 @@ from scapy.utils import wrpcap
 from emul.wire import frame, headers, mad
 from emul.wire.headers import Opcode, Syndrome
 from lab.injector import forge as forging
-from lab.injector import layers
+from lab.wire import layers
 
 A, B = "10.77.0.1", "10.77.0.2"
 MAC_A, MAC_B = "02:cc:4d:00:00:01", "02:cc:4d:00:00:02"
@@ -75,6 +75,30 @@ def deth() -> tuple[bytes, Packet]:
     return headers.DETH.pack(mad.CM_Q_KEY, 1), layers.DETH(qkey=mad.CM_Q_KEY, sqpn=1)
 
 
+def feth() -> tuple[bytes, Packet]:
+    ours = headers.IMM.pack(2 | 1 << 4) + headers.RETH.pack(0x1000, 0xABCD, 64)
+    return ours, layers.FETH(plt=2, sel=1) / layers.RETH(va=0x1000, rkey=0xABCD, dlen=64)
+
+
+def ieth() -> tuple[bytes, Packet]:
+    return headers.IMM.pack(0xCAFE), layers.IETH(rkey=0xCAFE)
+
+
+def atomic() -> tuple[bytes, Packet]:
+    ours = headers.ATOMIC_ETH.pack(0x7FFF_0000_1230, 0xABCD, 1 << 63, 5)
+    return ours, layers.AtomicETH(va=0x7FFF_0000_1230, rkey=0xABCD, swapadd=1 << 63, compare=5)
+
+
+def atomic_ack() -> tuple[bytes, Packet]:
+    (our_aeth, their_aeth) = aeth()
+    return our_aeth + headers.ATOMIC_ACK_ETH.pack(1 << 40), their_aeth / layers.AtomicAckETH(original=1 << 40)
+
+
+def atomic_write() -> tuple[bytes, Packet]:
+    (our_reth, their_reth) = reth(8)
+    return our_reth + PAYLOAD[:8], their_reth / Raw(PAYLOAD[:8])
+
+
 def nothing() -> tuple[bytes, None]:
     return b"", None
 
@@ -91,9 +115,21 @@ EXTENDED = {
     Opcode.RDMA_READ_RESPONSE_LAST: aeth,
     Opcode.RDMA_READ_RESPONSE_ONLY: aeth,
     Opcode.ACKNOWLEDGE: aeth,
+    Opcode.ATOMIC_ACKNOWLEDGE: atomic_ack,
+    Opcode.COMPARE_SWAP: atomic,
+    Opcode.FETCH_ADD: atomic,
+    Opcode.SEND_LAST_WITH_INVALIDATE: ieth,
+    Opcode.SEND_ONLY_WITH_INVALIDATE: ieth,
+    Opcode.FLUSH: feth,
+    Opcode.ATOMIC_WRITE: atomic_write,
     Opcode.UD_SEND_ONLY: deth,
 }
-WITHOUT_PAYLOAD = (Opcode.RDMA_READ_REQUEST, Opcode.ACKNOWLEDGE, Opcode.UD_SEND_ONLY, Opcode.CNP)
+WITHOUT_PAYLOAD = (
+    Opcode.RDMA_READ_REQUEST, Opcode.ACKNOWLEDGE, Opcode.UD_SEND_ONLY, Opcode.CNP, Opcode.ATOMIC_ACKNOWLEDGE,
+    Opcode.COMPARE_SWAP, Opcode.FETCH_ADD, Opcode.FLUSH, Opcode.ATOMIC_WRITE,
+)  # fmt: skip
+UNKNOWN_TO_TSHARK = (Opcode.FLUSH, Opcode.ATOMIC_WRITE)
+"""Opcodes behind whose BTH tshark 4.0 shows bytes."""
 RELIABLE = [opcode for opcode in Opcode if opcode not in (Opcode.CNP, Opcode.UD_SEND_ONLY)]
 MESSAGES: list[mad.Message] = [
     mad.Req(
@@ -151,10 +187,8 @@ def test_arp_is_scapys_to_the_byte(operation: int) -> None:
 def test_scapy_dissects_what_it_is_given_and_recomputes_the_same_icrc(opcode: Opcode) -> None:
     mine, _ = built_both_ways(opcode, b"" if opcode in WITHOUT_PAYLOAD else PAYLOAD[:8])
     seen = Ether(mine)
-    expected = {
-        reth: [layers.RETH], aeth: [ScapyAETH], immediate: [layers.ImmDt],
-        reth_and_immediate: [layers.RETH, layers.ImmDt],
-    }.get(EXTENDED.get(opcode, nothing), [])  # fmt: skip
+    _, built = EXTENDED.get(opcode, nothing)()
+    expected = [] if built is None else [layer for layer in built.layers() if layer is not Raw]
     assert [layer for layer in seen.layers() if layer not in (Ether, IP, UDP, ScapyBTH, Raw)] == expected
     seen[ScapyBTH].icrc = None
     assert bytes(seen) == mine
@@ -201,4 +235,9 @@ def test_tshark_opens_all_of_it_without_a_malformed_frame(tmp_path: Path) -> Non
     rows = [line.split("\t") for line in printed.stdout.splitlines()]
     assert [int(row[0], 0) for row in rows] == [data[frame.TRANSPORT_OFFSET] for data in frames]
     assert [row[2:] for row in rows if any(row[2:])] == []
-    assert [int(row[1], 16) for row in rows] == [int.from_bytes(data[-4:], "big") for data in frames]
+    known = [
+        (int(row[1], 16), int.from_bytes(data[-4:], "big"))
+        for row, data in zip(rows, frames, strict=True)
+        if data[frame.TRANSPORT_OFFSET] not in UNKNOWN_TO_TSHARK
+    ]
+    assert [printed for printed, _ in known] == [sent for _, sent in known]
