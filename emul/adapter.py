@@ -52,6 +52,7 @@ from emul.wire.headers import (
     P_KEY_FULL,
     P_KEY_LIMITED,
     PAD_SHIFT,
+    SOLICITED_EVENT,
     Opcode,
 )
 from emul.wire.mad import CM_Q_KEY, parse_mad
@@ -202,7 +203,8 @@ class Adapter:
             self._counters["rx_no_qp" if qp is None else "rx_wrong_source"] += 1
             return
         self._received += 1
-        if not qp.on_packet(opcode, psn & 0xFFFFFF, bool(psn & ACK_REQUEST), body, now=now):
+        solicited = bool(flags & SOLICITED_EVENT)
+        if not qp.on_packet(opcode, psn & 0xFFFFFF, bool(psn & ACK_REQUEST), body, now=now, solicited=solicited):
             if opcode == Opcode.CNP:
                 qp.congestion.cnp_handled += 1  # counted, never answered
             else:
@@ -234,10 +236,11 @@ class Adapter:
             self._after_link(qp, link)
         if qp.overrun:
             self._lose_completion_queue(qp)
-        if qp.state is QPState.ERR and not qp.fatal_told:
-            qp.fatal_told = True
+        if qp.events:
             if self.host is not None and qp.number in self.host.qps:
-                self.host.tell(AsyncEvent(EventType.QP_FATAL, qp.number))
+                for event in qp.events:
+                    self.host.tell(AsyncEvent(event, qp.number))
+            qp.events.clear()
 
     def _after_link(self, qp: QueuePair, link: FirmwareLink) -> None:
         for watcher in qp.take_written():
@@ -337,6 +340,8 @@ class Adapter:
                 frames.append(frame)
             else:
                 active.append(qp)
+            if qp.attention:
+                self._attend(qp)
             self._watch_time(qp)
         self._sent += len(frames)
         return frames

@@ -63,6 +63,8 @@ class _PendingFence:
 class FirmwareLink:
     """The firmware's end of one partner's well-known connection: source of its work, sink of its completions."""
 
+    shares_receives = False
+
     def __init__(
         self, *, number: int, request: ConnectRequest, pd: int, challenge: bytes, regions: RegionTable
     ) -> None:
@@ -117,7 +119,7 @@ class FirmwareLink:
 
     def _post_receive(self, slot: int) -> None:
         addr = self.buffers.addr + slot * RECEIVE_BYTES
-        self._receives.append(ReceiveEntry(slot, self.buffers.key, addr, RECEIVE_BYTES))
+        self._receives.append(ReceiveEntry(slot, ((self.buffers.key, addr, RECEIVE_BYTES),)))
 
 
 class Firmware:

@@ -51,6 +51,7 @@ QP_ATTRIBUTES = {
     "timeout": 31,
     "retry_cnt": 7,
     "rnr_retry": 7,
+    "en_sqd_async_notify": 1,
     "fence_slot": FENCE_SLOTS - 1,
     "fence_epoch": (1 << 64) - 1,
 }
@@ -105,7 +106,7 @@ class CompletionQueue:
         if not self.ring.push(wr_id, byte_len, qp_num, imm, status, opcode, flags):
             self.lost = True
             return False
-        if self.ring.take_armed():
+        if self.ring.take_armed(solicited):
             self._wake()
         return True
 
@@ -113,9 +114,10 @@ class CompletionQueue:
 class HostWork:
     """A host's send and receive rings: the source of a queue pair's work."""
 
-    __slots__ = ("retire_send", "take_receive", "take_send")
+    __slots__ = ("retire_send", "shares_receives", "take_receive", "take_send")
 
-    def __init__(self, send: SendRing, receive: ReceiveRing) -> None:
+    def __init__(self, send: SendRing, receive: ReceiveRing, *, shares_receives: bool = False) -> None:
+        self.shares_receives = shares_receives
         self.take_send: Callable[[], SendEntry | None] = send.take
         self.retire_send: Callable[[int], None] = send.retire
         self.take_receive: Callable[[], ReceiveEntry | None] = receive.take

@@ -118,13 +118,20 @@ class AdapterPair:
 class Party:
     """A host's end of a queue pair: protection domain, one region, one completion queue."""
 
-    def __init__(self, context: Context, *, length: int = 65536, depth: int = 64) -> None:
+    def __init__(
+        self, context: Context, *, length: int = 65536, depth: int = 64, access: AccessFlags = ALL_ACCESS
+    ) -> None:
         self.context = context
         self.pd = PD(context)
-        self.mr = MR(self.pd, length, ALL_ACCESS)
+        self.access = access
+        self.mr = MR(self.pd, length, access)
         self.cq = CQ(context, 4 * depth)
         cap = QPCap(max_send_wr=depth, max_recv_wr=depth)
         self.qp = QP(self.pd, QPInitAttr(cap=cap, scq=self.cq, rcq=self.cq))
+
+    def another_region(self, length: int, access: AccessFlags | None = None) -> MR:
+        """One more region in the same domain."""
+        return MR(self.pd, length, self.access if access is None else access)
 
     def completions(self) -> list[WC]:
         """What has completed."""
@@ -135,8 +142,16 @@ class Party:
         return [completion.status for completion in self.completions()]
 
 
-def connect_by_hand(pair: AdapterPair, parties: tuple[Party, Party], **attributes: int) -> None:
-    """Connects the two queue pairs as an engineer does without CM: each is told number and PSN of the other."""
+def connect_by_hand(
+    pair: AdapterPair,
+    parties: tuple[Party, Party],
+    *,
+    only_to: tuple[QPState, QPState] = (QPState.RTS, QPState.RTS),
+    **attributes: int,
+) -> None:
+    """Connects the two queue pairs as an engineer does without CM: each is told number and PSN of the other. `only_to`
+    lets one of them stop in RTR.
+    """
     psns = (0xFFFFFE, 0x000123)
     for index, party in enumerate(parties):
         attr = QPAttr(
@@ -149,4 +164,7 @@ def connect_by_hand(pair: AdapterPair, parties: tuple[Party, Party], **attribute
         )
         for name, value in attributes.items():
             setattr(attr, name, value)
-        party.qp.to_rts(attr)
+        if only_to[index] is QPState.RTS:
+            party.qp.to_rts(attr)
+        else:
+            party.qp.to_rtr(attr)
