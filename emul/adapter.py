@@ -319,6 +319,9 @@ class Adapter:
             return
         self._carrier = up
         self._counters["link_downed" if not up else "link_upped"] += 1
+        if up:
+            self._neighbours.announce()  # the cable may lead elsewhere now, to whom our addresses are new
+            self._on_neighbour(None)
         if self.host is not None:
             self.host.tell(AsyncEvent(EventType.PORT_ACTIVE if up else EventType.PORT_ERR, 1))
 
