@@ -164,9 +164,7 @@ class AdapterProcess:
                 host.events.pop(0)
             cm = self._adapter.cm
             while cm.events:
-                told = cm.events[0]
-                fields = [int(told.kind), told.number, told.private_data.hex(), told.reason]
-                send_message(channel, {"cm_event": fields}, [])
+                send_message(channel, {"cm_event": cm.events[0].to_fields()}, [])
                 cm.events.pop(0)
         except BlockingIOError:
             return  # the host reads slowly: what waits goes out with the next wake-up

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from errno import EINVAL, ENOMEM
 
-from emul.cm_machine import CmEvent
+from emul.cm_events import CmEvent
 from emul.device import Device
 from emul.errors import DeviceGone, RDMAError
 from emul.host_context import Reply, Request, attr_from_request, attr_to_request
