@@ -79,6 +79,8 @@ def analyze(frames: Iterable[tuple[int, bytes]], view: View | None = None, *, lo
     for count, (at, frame) in enumerate(frames, 1):
         packet = parse(count, at, frame)
         if isinstance(packet, Unreadable):
+            if packet.icrc_ok is False and not view.at_senders:
+                continue  # damaged on its way
             findings.looked("packet.readable")
             findings.add("packet.readable", count, at, _NO_CONNECTION, "a packet", packet.reason)
         elif packet is not None and _is_sound(packet, view, findings):
@@ -94,10 +96,6 @@ def analyze(frames: Iterable[tuple[int, bytes]], view: View | None = None, *, lo
 def _is_sound(packet: Packet, view: View, findings: Findings) -> bool:
     """Rules for a packet by itself; False for one that its receiver drops."""
     name = f"{packet.source_name} -> {packet.target_name} QP {packet.qpn:#x}"
-    if not findings.judge(
-        "packet.readable", packet.payload >= 0, packet, name, f"all of {packet.shape.name}", "fewer bytes"
-    ):
-        return False
     if packet.icrc_ok is False:
         # Where frames may be damaged before the tap, that is nobody's fault.
         if view.at_senders:
@@ -105,6 +103,10 @@ def _is_sound(packet: Packet, view: View, findings: Findings) -> bool:
         return False
     if packet.icrc_ok:
         findings.looked("packet.icrc")
+    if not findings.judge(
+        "packet.readable", packet.payload >= 0, packet, name, f"all of {packet.shape.name}", "fewer bytes"
+    ):
+        return False
     findings.judge("packet.version", packet.version == 0, packet, name, "version 0", f"version {packet.version}")
     findings.judge(
         "packet.pad", packet.pad == -packet.payload % 4, packet, name, f"{-packet.payload % 4} bytes of padding",
@@ -162,7 +164,7 @@ def _judge_exchanges(
                 _judge_silence(failed, packet, exchanges[side], findings)
         if kind in REQUESTS:
             if requesters[side].on_packet(packet):
-                responders[1 - side].failed = None  # it was connected anew
+                responders[0].failed = responders[1].failed = None  # connected anew
         elif kind in RESPONSES:
             responders[1 - side].on_packet(packet)
     return list(exchanges)
@@ -190,7 +192,6 @@ def _exchange(
         if told.ack_timeout:
             exchange.ack_timeout_ns = _TIMEOUT_UNIT_NS << told.ack_timeout
         exchange.restart(told.starting_psn)
-        exchange.restarts = 0
     return exchange
 
 

@@ -72,7 +72,7 @@ class Answers:
         if not self._judge("ack.syndrome", exists, packet, "an ACK, RNR NAK or NAK", f"{packet.syndrome:#04x}"):
             return
         settled = psn if kind == _ACK else psn - 1
-        if settled >= x.front and x.is_older(settled, packet.at):
+        if x.is_older(settled, packet.at):
             self._offset = None
         if not self._judge(
             "ack.seen", settled < x.front, packet,
@@ -133,8 +133,7 @@ class Answers:
             f"none after {x.wire(x.highest)}",
         )  # fmt: skip
         self._judge_progress(packet, psn - 1)
-        if x.rnr is not None and x.rnr[0] == psn:
-            x.rnr = None
+        x.gap = (psn, packet.number)
         known = x.requests.get(psn)
         if self._told is not None and self._told[0] == psn and x.view.at_senders:
             again = known is not None and known.number > self._told[1]
@@ -217,6 +216,8 @@ class Answers:
     def _on_read_response(self, packet: Packet, psn: int) -> None:
         x = self._x
         request = x.own_answer(psn)
+        if request is None and x.is_older(psn, packet.at):
+            return
         wanted = request is not None and request.packet.shape.kind is not Kind.ATOMIC
         if not self._judge(
             "read.response", wanted, packet, "the PSN of a READ, FLUSH or ATOMIC WRITE that was sent", x.wire(psn)
@@ -266,6 +267,8 @@ class Answers:
     def _on_atomic(self, packet: Packet, psn: int) -> None:
         x = self._x
         request = x.requests.get(psn)
+        if request is None and x.is_older(psn, packet.at):
+            return
         wanted = request is not None and request.packet.shape.kind is Kind.ATOMIC
         if not self._judge("atomic.response", wanted, packet, "the PSN of an atomic that was sent", x.wire(psn)):
             return

@@ -88,9 +88,10 @@ class Exchange:
         """Its first request is in the capture."""
         self.seen_since = 0
         """ns of the first request."""
-        self.packets = self.repetitions = self.wraps = self.restarts = 0
-        self.restart(None)
+        self.packets = self.repetitions = self.wraps = 0
         self.restarts = 0
+        """How often what was known of the past became void."""
+        self.restart(None)
 
     def restart(self, psn: int | None) -> None:
         """Forgets everything: the queue pairs were connected anew; `psn` is that of the first request, if known."""
@@ -122,6 +123,8 @@ class Exchange:
         """Number of the frame with the latest answer."""
         self.rnr: tuple[int, int, int] | None = None
         """(PSN, ns, wait in ns) of the first RNR NAK since that PSN was sent last."""
+        self.gap: tuple[int, int] | None = None
+        """(PSN, frame) of the latest NAK for a gap."""
         if psn is not None:
             self._begin(psn)
 
@@ -179,11 +182,12 @@ class Exchange:
         """Whether an answer to more than was seen may be to what was sent before the capture; then that counts as
         seen from now on.
         """
-        if self.begun or at - self.seen_since > WARM_UP_NS or settled - self.front > JUMP_MAX:
+        if self.begun or at - self.seen_since > WARM_UP_NS or not 0 <= settled - self.front <= JUMP_MAX:
             return False
         self.base = self.front = settled + 1
         self.top = max(self.top, self.front)
         self.ends.clear()
+        self.restarts += 1
         return True
 
     @staticmethod

@@ -142,7 +142,6 @@ class Packet:
     psn: int
     payload: int
     """Bytes behind the headers, padding left out; below 0 where the packet is too short for its headers."""
-    padding: bytes
     icrc_ok: bool | None
     """None where the capture cut the frame short."""
     va: int = 0
@@ -175,6 +174,7 @@ class Unreadable:
     number: int
     at: int
     reason: str
+    icrc_ok: bool | None = None
 
 
 def address_name(address: bytes) -> str:
@@ -208,17 +208,18 @@ def parse(number: int, at: int, frame: bytes) -> Packet | Unreadable | None:
         return Unreadable(number, at, f"{max(0, envelope.end - start)} bytes behind UDP are no packet")
     opcode, flags, _, becn_qpn, ack_psn = _BTH.unpack_from(frame, start)
     shape = SHAPES.get(opcode)
+    end = envelope.end - ICRC_BYTES
+    icrc_ok = _icrc_ok(frame, envelope, start, end)
     if shape is None:
-        return Unreadable(number, at, f"opcode {opcode:#04x} is none of reliable connections")
+        return Unreadable(number, at, f"opcode {opcode:#04x} is none of reliable connections", icrc_ok)
     extended = sum(HEADER_BYTES[name] for name in shape.headers)
     body = start + BTH_BYTES
     pad = flags >> 4 & 3
-    end = envelope.end - ICRC_BYTES
     headers = frame[body : body + extended] if len(frame) >= body + extended else bytes(extended)
     return Packet(
         number, at, envelope.source, envelope.target, source_port, envelope.ecn, opcode, shape, pad, flags & 0xF,
         bool(becn_qpn >> 30 & 1), becn_qpn & 0xFF_FFFF, bool(ack_psn >> 31), ack_psn & PSN_MASK,
-        end - body - extended - pad, frame[end - pad : end], _icrc_ok(frame, envelope, start, end),
+        end - body - extended - pad, icrc_ok,
         **_fields(shape, headers), headers=headers,
         data=frame[body + extended : end] if shape.kind is Kind.DATAGRAM else b"",
     )  # fmt: skip

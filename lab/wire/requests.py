@@ -23,7 +23,7 @@ class Requests:
         """Bytes that the RDMA WRITE in progress lacks; None where its beginning wasn't seen."""
         self._open: Request | None = None
         """The latest request in the order of PSNs, where its message goes on."""
-        self._restarted = 0
+        self._restarted = exchange.restarts
 
     def on_packet(self, packet: Packet) -> bool:
         """One request packet. True where it shows that the queue pairs were connected anew."""
@@ -73,10 +73,13 @@ class Requests:
     def _judge_position(self, packet: Packet, psn: int, known: Request | None) -> None:
         """Only where each frame was captured as it left: what is missing wasn't sent."""
         x = self._x
-        limit = max(x.cursor, x.acknowledged + 1) if x.answers_seen else max(x.cursor, x.top)
-        self._judge("request.psn", psn <= limit, packet, f"{x.wire(limit)} or one before it", x.wire(psn))
+        oldest = x.acknowledged + 1 if x.answers_seen else x.top
+        self._judge(
+            "request.psn", psn == x.cursor or psn <= oldest, packet,
+            f"{x.wire(x.cursor)}, or a step back to {x.wire(oldest)} at the latest", x.wire(psn),
+        )  # fmt: skip
         if psn > x.cursor:
-            x.floor = max(x.floor, min(psn, limit))
+            x.floor = max(x.floor, min(psn, oldest))
         elif psn < x.cursor:
             x.repetitions += 1
             self._judge_step_back(packet, psn, known)
@@ -100,14 +103,16 @@ class Requests:
                 "retry.timeout", waited >= x.ack_timeout_ns // 2, packet,
                 f"a repetition after {x.ack_timeout_ns / 1e6:.3f} ms or more", f"one after {waited / 1e6:.3f} ms",
             )  # fmt: skip
-        self._judge_wait(packet, psn, waited)
+        self._judge_wait(packet, known, psn)
 
-    def _judge_wait(self, packet: Packet, psn: int, waited: int) -> None:
+    def _judge_wait(self, packet: Packet, known: Request, psn: int) -> None:
         x = self._x
         if x.rnr is None or x.rnr[0] != psn:
             return
-        _, told_at, wait = x.rnr
+        (_, told_at, wait), waited = x.rnr, packet.at - known.at
         x.rnr = None
+        if x.gap is not None and x.gap[0] == psn and x.gap[1] > known.number:
+            return  # told of a gap, too: that one is sent again at once
         # The NAK may have been lost behind the tap, and the requester's own timer has run out.
         timer = max(ACK_TIMEOUT_LEAST_NS, (x.ack_timeout_ns or 0) // 2)
         if waited < timer or packet.at - told_at >= wait:
