@@ -172,6 +172,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def nightly(session: nox.Session) -> None:
+    """Ten thousand schedules of random faults in the simulator, and many seeds of each scenario there."""
+    session.env.update({"LAB_SIM_SCHEDULES": "10000", "LAB_SIM_SEEDS": "100"})
+    pytest(session, "tests/sim")
+
+
+@nox.session(venv_backend="none")
 def demo(session: nox.Session) -> None:
     """A storage pair loses a cable under load and gets its sessions back."""
     if os.geteuid() != 0:

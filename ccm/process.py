@@ -25,6 +25,7 @@ from ccm.host import Host
 from emul.clock import MILLISECOND, SECOND, Instant
 from emul.control import SocketDevice
 from emul.errors import DeviceGone
+from emul.local import EmptySlot
 from emul.memory import Memory
 from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
 from emul.verbs import Context
@@ -80,7 +81,7 @@ class HostProcess:
         """Event descriptor -> adapter."""
         self._watched: dict[int, tuple[Context, list[int]]] = {}
         self._terminate = False
-        contexts = [self._open(index, wait=True) for index in range(len(config["adapters"]))]
+        contexts = self._open_all(len(config["adapters"]))
         self.host = Host(
             config, contexts, NodeMemory(self._node_memory), self._nvram, HistoryWriter(self._history),
             int(config.get("seed", 0)), log=self._log, reopen=self._reopen,
@@ -139,10 +140,26 @@ class HostProcess:
 
     # adapters
 
-    def _open(self, index: int, *, wait: bool = False) -> Context:
-        """Raises DeviceGone when the adapter does not answer (within a bound, at the start)."""
+    def _open_all(self, count: int) -> list[Context]:
+        """All adapters; one that doesn't answer in time is an empty slot, which the driver looks at again and again.
+        Raises DeviceGone when none answers.
+        """
+        until = time.monotonic_ns() + ADAPTERS_WITHIN_NS
+        contexts: list[Context] = []
+        missing = None
+        for index in range(count):
+            try:
+                contexts.append(self._open(index, until=until))
+            except DeviceGone as error:
+                missing = error
+                contexts.append(Context(EmptySlot()))
+        if missing is not None and all(isinstance(context.device, EmptySlot) for context in contexts):
+            raise missing
+        return contexts
+
+    def _open(self, index: int, *, until: int = 0) -> Context:
+        """Raises DeviceGone when the adapter does not answer until then."""
         path = str(self._config["adapters"][index]["control"])
-        until = time.monotonic_ns() + (ADAPTERS_WITHIN_NS if wait else 0)
         while True:
             try:
                 return Context(SocketDevice(path))

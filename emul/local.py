@@ -3,15 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from errno import ENODEV
 
 from emul.adapter import Adapter
 from emul.clock import Instant
-from emul.cm_events import CmEvent
+from emul.cm_machine import CmEvent
 from emul.errors import DeviceGone
 from emul.host_context import Reply, Request
 from emul.memory import Memory
 from emul.queues import DoorbellRing
 from emul.vocabulary import AsyncEvent, EventType
+
+
+class EmptySlot:
+    """A slot whose card is dead or missing when the host opens it: the host finds nobody there."""
+
+    event_fd = -1
+    waiting = False
+
+    def attach(self, incarnation: int) -> None:
+        """Device."""
+        raise DeviceGone(ENODEV, "no card in this slot")
+
+    def call(self, request: Request, memories: list[Memory]) -> tuple[Reply, list[Memory]]:
+        """Device."""
+        raise DeviceGone(ENODEV, "no card in this slot")
+
+    def ring(self, qp_num: int) -> None:
+        """Device."""
+
+    def take_events(self) -> list[AsyncEvent]:
+        """Device."""
+        return []
+
+    def take_cm_events(self) -> list[CmEvent]:
+        """Device."""
+        return []
+
+    def clear_wake(self) -> None:
+        """Device."""
+
+    def allocate(self, length: int, name: str) -> Memory:
+        """Device."""
+        return Memory.plain(length)
+
+    def descriptors(self) -> list[int]:
+        """Device."""
+        return []
+
+    def close(self) -> None:
+        """Device."""
 
 
 class LocalDevice:
@@ -91,4 +132,4 @@ class LocalDevice:
 
     def _check(self) -> None:
         if self.dead:
-            raise DeviceGone(19, "the adapter is dead")
+            raise DeviceGone(ENODEV, "the adapter is dead")

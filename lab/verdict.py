@@ -150,8 +150,12 @@ def _lost(evidence: Evidence, client: str, stream: Session) -> int:
     return len(lost_messages(evidence, stream)) if client == ECHO_CLIENT else 0
 
 
-def schedule_json(scenario: Scenario, topology_text: str, world: str, wire: str, seed: int) -> dict[str, object]:
-    """The run as data: enough to do it again. `topology_text` is the topology's file as it was."""
+def schedule_json(
+    scenario: Scenario, topology_text: str, world: str, wire: str, seed: int, hashed: str = ""
+) -> dict[str, object]:
+    """The run as data: enough to do it again. `topology_text` is the topology's file as it was, `hashed` the run's
+    schedule_hash.
+    """
     return {
         "format": 1,
         "scenario": scenario.name,
@@ -160,6 +164,7 @@ def schedule_json(scenario: Scenario, topology_text: str, world: str, wire: str,
         "world": world,
         "wire": wire,
         "seed": seed,
+        "schedule_hash": hashed,
         "workload": {client: asdict(load) for client, load in scenario.workload.items()},
         "steps": [step_json(step) for step in scenario.steps],
         "expect": scenario.expect,

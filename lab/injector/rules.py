@@ -227,13 +227,15 @@ class InjectorCore:
         """Forgets a cable; rules that name it match nothing there any more."""
         self._ends.pop(name, None)
 
-    def arm(self, rule: Rule, *, seed: int | None = None) -> int:
-        """From now on `rule` sees frames; gives its id. Raises ValueError for unknown names or too many rules."""
+    def arm(self, rule: Rule, *, seed: int | None = None, name: str | None = None) -> int:
+        """From now on `rule` sees frames; gives its id. What it draws depends on the seed and on `name`, or its id
+        where it has none. Raises ValueError for unknown names or too many rules.
+        """
         self.check(rule)
         if len(self._armed) >= RULES_MAX:
             raise ValueError(f"{RULES_MAX} rules are armed, which is the most")
         self._last_id += 1
-        chance = random.Random(f"{self._seed if seed is None else seed}/{self._last_id}")
+        chance = random.Random(f"{self._seed if seed is None else seed}/{self._last_id if name is None else name}")
         self._armed[self._last_id] = _Armed(self._last_id, rule, chance)
         self._learns = self._learns or rule.action in FORGING
         return self._last_id

@@ -64,7 +64,8 @@ def write_report(result: Result, topology: Topology, directory: Path) -> None:
     _write_json(directory / "result.json", result.to_json())
     text = topology.source.read_text(encoding="utf-8") if topology.source else ""
     _write_json(
-        directory / "schedule.json", schedule_json(result.scenario, text, result.world, result.wire, result.seed)
+        directory / "schedule.json",
+        schedule_json(result.scenario, text, result.world, result.wire, result.seed, result.schedule_hash),
     )
     with (directory / "history.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(_history_lines(evidence))

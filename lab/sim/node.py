@@ -16,7 +16,7 @@ from ccm.history import HEADER_BYTES, RECORD_BYTES, HistoryWriter
 from ccm.host import Host
 from emul.clock import MILLISECOND
 from emul.errors import DeviceGone
-from emul.local import LocalDevice
+from emul.local import EmptySlot, LocalDevice
 from emul.memory import Memory
 from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
 from emul.verbs import Context
@@ -60,7 +60,7 @@ class SimNode:
         """When the planned turn is due, and ..."""
         self._turn_at = -1
         """... when it comes: a process needs a little to wake up, and now and then a good deal."""
-        self._devices: dict[str, LocalDevice] = {}
+        self._devices: dict[str, LocalDevice | EmptySlot] = {}
         self.adapters = {
             adapter: SimAdapter(
                 plan.ports[name, adapter],
@@ -97,8 +97,9 @@ class SimNode:
         host.start(self._scheduler.now)
         self.wake()
 
-    def _open(self, adapter: SimAdapter) -> LocalDevice:
-        assert adapter.card is not None, "a host boots with its adapters in place"
+    def _open(self, adapter: SimAdapter) -> LocalDevice | EmptySlot:
+        if adapter.card is None:
+            return EmptySlot()
         return LocalDevice(adapter.card, on_doorbell=adapter.on_doorbell, clock=lambda: self._scheduler.now)
 
     def _reopen(self, index: int) -> Context:
@@ -126,8 +127,9 @@ class SimNode:
     def lose_adapter(self, name: str) -> None:
         """The card dies; the host's calls into it fail from now on."""
         self.adapters[name].die()
-        if name in self._devices:
-            self._devices[name].dead = True
+        device = self._devices.get(name)
+        if isinstance(device, LocalDevice):
+            device.dead = True
         self.wake()
 
     def replace_adapter(self, name: str) -> None:

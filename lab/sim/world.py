@@ -141,7 +141,8 @@ class SimWorld:
     def apply(self, fault: PlannedFault) -> int:
         """Makes the fault happen, a little after now."""
         if not fault.needs_arming or not fault.by_injector:
-            jitter = self._streams.stream(f"fault/{fault.id}").random()
+            # Named by what it is and not by its number: without another fault this one comes when it came with it.
+            jitter = self._streams.stream(f"fault/{_name(fault)}").random()
             self.advance(self.now() + int(jitter * FAULT_JITTER_NS))
         self.scheduler.trace(What.FAULT, fault.id, 1)
         if fault.by_injector:
@@ -206,7 +207,7 @@ class SimWorld:
             names = rule_cables(self._plan, fault)
             rule.setdefault("cables", names)
             core = self._core = self._core or self._make_core()
-            self._rules[fault.id] = core.arm(Rule.parse(rule))
+            self._rules[fault.id] = core.arm(Rule.parse(rule), name=_name(fault))
             for name in names:
                 self._armed_by.setdefault(name, set()).add(fault.id)
                 self.cables[name].injector = self._inject
@@ -280,6 +281,10 @@ class SimWorld:
     def logs(self) -> Mapping[str, Path]:
         """None."""
         return {}
+
+
+def _name(fault: PlannedFault) -> str:
+    return f"{fault.kind}/{fault.target_text()}/{fault.step.trigger}"
 
 
 def _forge(action: str, frame: bytes, qpn: int, msn: int) -> bytes:

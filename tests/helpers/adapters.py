@@ -27,7 +27,7 @@ from emul.vocabulary import (
     QPState,
     WCStatus,
 )
-from emul.wire.address import address_bytes
+from emul.wire.frame import ipv4_bytes
 
 KEY = b"a key of the cluster"
 ALL_ACCESS = AccessFlags.LOCAL_WRITE | AccessFlags.REMOTE_WRITE | AccessFlags.REMOTE_READ
@@ -45,26 +45,18 @@ class Seen:
     @property
     def opcode(self) -> int:
         """Its BTH opcode; -1 for anything that is not RoCE."""
-        if len(self.frame) > 54 and self.frame[12:14] == b"\x08\x00":
-            return self.frame[42]
-        if len(self.frame) > 74 and self.frame[12:14] == b"\x86\xdd" and self.frame[20] == 17:
-            return self.frame[62]
-        return -1
+        return self.frame[42] if len(self.frame) > 54 and self.frame[12:14] == b"\x08\x00" else -1
 
     @property
     def psn(self) -> int:
         """Its PSN."""
-        place = 71 if self.frame[12:14] == b"\x86\xdd" else 51
-        return int.from_bytes(self.frame[place : place + 3], "big")
+        return int.from_bytes(self.frame[51:54], "big")
 
 
 class AdapterPair:
     """Two adapters, 0 and 1, on one cable. `filter` decides what becomes of each frame: the list that goes on."""
 
-    def __init__(
-        self, *, mtu: int = 1500, seed: int = 1, keys: tuple[bytes, bytes] = (KEY, KEY), ipv6: bool = False
-    ) -> None:
-        self.ipv6 = ipv6
+    def __init__(self, *, mtu: int = 1500, seed: int = 1, keys: tuple[bytes, bytes] = (KEY, KEY)) -> None:
         self.now = Instant(MILLISECOND)
         self.seen: list[Seen] = []
         self.filter: Callable[[Seen], list[bytes]] = lambda seen: [seen.frame]
@@ -74,7 +66,7 @@ class AdapterPair:
         for index in range(2):
             self.nodes[index].power_on()
             adapter = Adapter(
-                port=PortFacts(bytes([2, 0, 0, 0, 0, index]), address_bytes(self.address(index)), mtu),
+                port=PortFacts(bytes([2, 0, 0, 0, 0, index]), ipv4_bytes(self.address(index)), mtu),
                 identity=Identity(index + 1, 0, keys[index]),
                 node_memory=self.nodes[index],
                 rng=random.Random(f"{seed}/{index}"),
@@ -86,9 +78,10 @@ class AdapterPair:
             context.attach(1)
             self.contexts.append(context)
 
-    def address(self, index: int) -> str:
-        """The address of adapter `index`."""
-        return f"fd77::{index + 1}" if self.ipv6 else f"10.77.0.{index + 1}"
+    @staticmethod
+    def address(index: int) -> str:
+        """The IPv4 address of adapter `index`."""
+        return f"10.77.0.{index + 1}"
 
     def step(self) -> bool:
         """Both take their doorbells and send; False when nothing crossed."""
@@ -125,20 +118,13 @@ class AdapterPair:
 class Party:
     """A host's end of a queue pair: protection domain, one region, one completion queue."""
 
-    def __init__(
-        self, context: Context, *, length: int = 65536, depth: int = 64, access: AccessFlags = ALL_ACCESS
-    ) -> None:
+    def __init__(self, context: Context, *, length: int = 65536, depth: int = 64) -> None:
         self.context = context
         self.pd = PD(context)
-        self.access = access
-        self.mr = MR(self.pd, length, access)
+        self.mr = MR(self.pd, length, ALL_ACCESS)
         self.cq = CQ(context, 4 * depth)
         cap = QPCap(max_send_wr=depth, max_recv_wr=depth)
         self.qp = QP(self.pd, QPInitAttr(cap=cap, scq=self.cq, rcq=self.cq))
-
-    def another_region(self, length: int, access: AccessFlags | None = None) -> MR:
-        """One more region in the same domain."""
-        return MR(self.pd, length, self.access if access is None else access)
 
     def completions(self) -> list[WC]:
         """What has completed."""
@@ -149,16 +135,8 @@ class Party:
         return [completion.status for completion in self.completions()]
 
 
-def connect_by_hand(
-    pair: AdapterPair,
-    parties: tuple[Party, Party],
-    *,
-    only_to: tuple[QPState, QPState] = (QPState.RTS, QPState.RTS),
-    **attributes: int,
-) -> None:
-    """Connects the two queue pairs as an engineer does without CM: each is told number and PSN of the other. `only_to`
-    lets one of them stop in RTR.
-    """
+def connect_by_hand(pair: AdapterPair, parties: tuple[Party, Party], **attributes: int) -> None:
+    """Connects the two queue pairs as an engineer does without CM: each is told number and PSN of the other."""
     psns = (0xFFFFFE, 0x000123)
     for index, party in enumerate(parties):
         attr = QPAttr(
@@ -171,7 +149,4 @@ def connect_by_hand(
         )
         for name, value in attributes.items():
             setattr(attr, name, value)
-        if only_to[index] is QPState.RTS:
-            party.qp.to_rts(attr)
-        else:
-            party.qp.to_rtr(attr)
+        party.qp.to_rts(attr)

@@ -1,0 +1,155 @@
+"""Makes the runs of a campaign: one after the other or on several processes, each from its own seed."""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from lab.api import run
+from lab.campaign.generate import random_scenario
+from lab.scenario import Scenario
+from lab.topology import Topology
+from lab.verdict import FAIL, Result, schedule_json
+
+JOBS_MAX = 256
+GC_THRESHOLD = 50_000
+"""Runs make millions of short-lived objects without cycles; looking for those in vain costs a tenth of the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One run of a campaign."""
+
+    topology: Topology
+    scenario: Scenario | None
+    """None: random faults, drawn from the seed."""
+    world: str
+    seed: int
+    report: Path | None = None
+    """Where a run that does not pass leaves its directory, named by its seed."""
+
+    def played(self) -> Scenario:
+        """What is run."""
+        return self.scenario or random_scenario(self.topology, self.seed, world=self.world)
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What became of one run."""
+
+    seed: int
+    verdict: str
+    problems: tuple[str, ...]
+    """Of the checks that failed: "name: detail"."""
+    schedule_hash: str
+    faults: int
+    virtual_ns: int
+    """How long the run took on its own clock, from the first moment to the last."""
+    cpu_ns: int
+    report: str | None
+
+    def to_json(self) -> dict[str, object]:
+        """For `lab campaign --json`."""
+        return {
+            "seed": self.seed,
+            "verdict": self.verdict,
+            "problems": list(self.problems),
+            "schedule_hash": self.schedule_hash,
+            "faults": self.faults,
+            "report": self.report,
+        }
+
+
+def run_one(task: Task) -> Ran:
+    """One run. An error of the manager or the lab itself counts as a failure, with what it said."""
+    scenario = task.played()
+    begun = time.process_time_ns()
+    try:
+        result = run(scenario, topology=task.topology, world=task.world, seed=task.seed)
+    except Exception as error:  # a defect is what a campaign looks for: it must not end the other runs
+        problem = f"{type(error).__name__}: {error}"
+        directory = _record(task, scenario, None)
+        if directory is not None:
+            (Path(directory) / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        return Ran(task.seed, FAIL, (problem,), "", len(scenario.steps), 0, time.process_time_ns() - begun, directory)
+    spent = time.process_time_ns() - begun
+    problems = tuple(f"{check.name}: {check.detail}" for check in result.checks if check.ok is False)
+    directory = _record(task, scenario, result) if result.verdict == FAIL else None
+    return Ran(
+        task.seed, result.verdict, problems, result.schedule_hash, len(scenario.steps),
+        result.outcome.timings.ready + result.outcome.timings.run, spent, directory,
+    )  # fmt: skip
+
+
+def _record(task: Task, scenario: Scenario, result: Result | None) -> str | None:
+    """Leaves the directory of a failed run; of one that broke off the schedule alone."""
+    if task.report is None:
+        return None
+    directory = task.report / f"seed-{task.seed}"
+    directory.mkdir(parents=True, exist_ok=True)
+    if result is not None:
+        from lab.report.directory import write_report
+
+        write_report(result, task.topology, directory)
+    else:
+        source = task.topology.source
+        text = source.read_text(encoding="utf-8") if source else ""
+        data = schedule_json(scenario, text, task.world, "", task.seed)
+        (directory / "schedule.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    return str(directory)
+
+
+def run_all(tasks: list[Task], jobs: int, tell: Callable[[Ran], None]) -> list[Ran]:
+    """All runs, `jobs` at a time; `tell` is called as each ends. Gives them in the order of the tasks."""
+    if jobs <= 1 or len(tasks) <= 1:
+        found = []
+        with _rare_collections():
+            for task in tasks:
+                found.append(run_one(task))
+                tell(found[-1])
+        return found
+    ended: dict[int, Ran] = {}
+    with multiprocessing.get_context("fork").Pool(min(jobs, len(tasks)), initializer=_begin_worker) as pool:
+        for ran in pool.imap_unordered(run_one, tasks):
+            ended[ran.seed] = ran
+            tell(ran)
+    return [ended[task.seed] for task in tasks]
+
+
+def _begin_worker() -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers,
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # like this
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, 20, 50)
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Lets the garbage collector look rarely while the block runs."""
+    former = gc.get_threshold()
+    gc.set_threshold(GC_THRESHOLD, 20, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*former)
+
+
+def tasks_of(
+    topology: Topology, scenario: Scenario | None, *, world: str, seed: int, runs: int, report: Path | None
+) -> Iterator[Task]:
+    """The runs of a campaign: their seeds follow each other from `seed` on."""
+    return map(partial(_task, topology, scenario, world, report), range(seed, seed + runs))
+
+
+def _task(topology: Topology, scenario: Scenario | None, world: str, report: Path | None, seed: int) -> Task:
+    return Task(topology, scenario, world, seed, report)
