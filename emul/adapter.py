@@ -25,7 +25,7 @@ from emul.node_memory import NodeMemory
 from emul.qp import QueuePair
 from emul.regions import RegionTable
 from emul.vocabulary import MTU, AsyncEvent, EventType, QPAttr, QPState
-from emul.wire.address import IPV4_ADDRESS_BYTES
+from emul.wire.address import IPV4_ADDRESS_BYTES, gid_bytes
 from emul.wire.discovery import is_discovery, parse_discovery
 from emul.wire.frame import (
     ETHERTYPE_ARP,
@@ -52,6 +52,7 @@ from emul.wire.headers import (
     P_KEY_FULL,
     P_KEY_LIMITED,
     PAD_SHIFT,
+    SOLICITED_EVENT,
     Opcode,
 )
 from emul.wire.mad import CM_Q_KEY, parse_mad
@@ -99,6 +100,11 @@ def path_mtu_for(interface_mtu: int, *, ipv6: bool = False) -> MTU:
             f"{smallest + headers}",
         )
     return fitting[-1]
+
+
+def eui64(mac: bytes) -> int:
+    """The GUID that belongs to a MAC address (RFC 4291 appendix A: ff:fe in the middle, universal bit turned)."""
+    return int.from_bytes(bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:], "big")
 
 
 class Adapter:
@@ -151,7 +157,12 @@ class Adapter:
             forget=lambda number: self.cm.forget(number),
         )
         self.cm = ConnectionMachine(
-            source_for=self._neighbours.source_for, rng=rng, acceptor=self._firmware, control=self
+            source_for=self._neighbours.source_for,
+            gids=frozenset(gid_bytes(address) for address in port.addresses),
+            guid=eui64(port.mac),
+            rng=rng,
+            acceptor=self._firmware,
+            control=self,
         )
         self.host: HostContext | None = None
 
@@ -202,7 +213,8 @@ class Adapter:
             self._counters["rx_no_qp" if qp is None else "rx_wrong_source"] += 1
             return
         self._received += 1
-        if not qp.on_packet(opcode, psn & 0xFFFFFF, bool(psn & ACK_REQUEST), body, now=now):
+        solicited = bool(flags & SOLICITED_EVENT)
+        if not qp.on_packet(opcode, psn & 0xFFFFFF, bool(psn & ACK_REQUEST), body, now=now, solicited=solicited):
             if opcode == Opcode.CNP:
                 qp.congestion.cnp_handled += 1  # counted, never answered
             else:
@@ -210,6 +222,9 @@ class Adapter:
             return
         if accepted.congested and qp.congestion.on_marked(now=now):
             self._notify(qp)
+        if self.cm.awaited and self.cm.awaited.get(qpn, qp.query().rq_psn) != qp.query().rq_psn:
+            self.cm.on_communication(qpn, now=now)  # the responder has moved on: that was the packet that was due
+            self._after_cm(now)
         self._after(qp)
 
     def _notify(self, qp: QueuePair) -> None:
@@ -234,10 +249,11 @@ class Adapter:
             self._after_link(qp, link)
         if qp.overrun:
             self._lose_completion_queue(qp)
-        if qp.state is QPState.ERR and not qp.fatal_told:
-            qp.fatal_told = True
+        if qp.events:
             if self.host is not None and qp.number in self.host.qps:
-                self.host.tell(AsyncEvent(EventType.QP_FATAL, qp.number))
+                for event in qp.events:
+                    self.host.tell(AsyncEvent(event, qp.number))
+            qp.events.clear()
 
     def _after_link(self, qp: QueuePair, link: FirmwareLink) -> None:
         for watcher in qp.take_written():
@@ -273,7 +289,11 @@ class Adapter:
             self._send_mads()
 
     def _on_mad(self, opcode: int, body: memoryview, source: bytes, now: Instant) -> None:
-        if opcode != Opcode.UD_SEND_ONLY or len(body) < DETH_BYTES or DETH.unpack_from(body)[0] != CM_Q_KEY:
+        if opcode != Opcode.UD_SEND_ONLY or len(body) < DETH_BYTES:
+            self._counters["rx_bad_mad"] += 1
+            return
+        q_key, sender = DETH.unpack_from(body)
+        if q_key != CM_Q_KEY or sender & 0xFFFFFF != _CM_QPN:  # answers go to QP 1, so it must be what asks
             self._counters["rx_bad_mad"] += 1
             return
         parsed = parse_mad(bytes(body[DETH_BYTES:]))
@@ -316,6 +336,9 @@ class Adapter:
             return
         self._carrier = up
         self._counters["link_downed" if not up else "link_upped"] += 1
+        if up:
+            self._neighbours.announce()  # the cable may lead elsewhere now, to whom our addresses are new
+            self._on_neighbour(None)
         if self.host is not None:
             self.host.tell(AsyncEvent(EventType.PORT_ACTIVE if up else EventType.PORT_ERR, 1))
 
@@ -337,6 +360,8 @@ class Adapter:
                 frames.append(frame)
             else:
                 active.append(qp)
+            if qp.attention:
+                self._attend(qp)
             self._watch_time(qp)
         self._sent += len(frames)
         return frames
@@ -443,6 +468,8 @@ class Adapter:
             total.update(qp.counters())
         total["firmware_refused"] = self._firmware.refused
         total["firmware_links"] = self._firmware.links()
+        total["cm_connections"] = self.cm.connections()
+        total.update(self.cm.counters)
         return dict(total)
 
     def inspect(self) -> list[dict[str, object]]:
@@ -462,7 +489,7 @@ class Adapter:
         """Services."""
         while True:
             self._next_qpn = self._next_qpn + 1 if self._next_qpn < 0xFFFFFE else _QPN_FIRST
-            if self._next_qpn not in self._qps:
+            if self._next_qpn not in self._qps and not self.cm.holds(self._next_qpn):
                 return self._next_qpn
 
     def fence_epoch(self, slot: int) -> int:
@@ -502,6 +529,10 @@ class Adapter:
 
     # -- QpControl of the connection machine --------------------------------------------------------------------------
 
+    def path_mtu_max(self) -> MTU:
+        """QpControl."""
+        return self._active_mtu
+
     def ready_to_receive(self, qpn: int, attr: QPAttr, address: bytes, *, now: Instant) -> bool:
         """QpControl."""
         attr.path_mtu = min(attr.path_mtu, self._active_mtu)
@@ -509,7 +540,10 @@ class Adapter:
 
     def ready_to_send(self, qpn: int, attr: QPAttr, *, now: Instant) -> bool:
         """QpControl."""
-        return self._move(qpn, attr, QPState.RTS, None, now)
+        if not self._move(qpn, attr, QPState.RTS, None, now):
+            return False
+        self._qps[qpn].take_work()  # what was posted while only the peer could send
+        return True
 
     def broken(self, qpn: int, *, now: Instant) -> None:
         """QpControl."""

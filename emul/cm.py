@@ -6,7 +6,7 @@ The work is done by the adapter (`emul.cm_machine`); events come from `Context.g
 
 from __future__ import annotations
 
-from emul.cm_machine import CmEvent, CmEventType
+from emul.cm_events import CmEvent, CmEventType
 from emul.host_context import attr_to_request
 from emul.verbs import QP
 from emul.vocabulary import QPAttr
@@ -51,9 +51,9 @@ class CmId:
         self._call("cm_disconnect", b"")
 
     def close(self) -> None:
-        """Parts if that has not been done, and forgets the connection."""
+        """Parts if that has not been done, and forgets the connection: no event of it comes any more."""
         if self.number:
-            self.disconnect()
+            self._call("cm_destroy", b"")
             self.number = 0
 
     def _call(self, verb: str, private_data: bytes) -> None:

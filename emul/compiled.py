@@ -17,7 +17,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 MODULES = (
-    "adapter", "clock", "completer", "congestion", "neighbours", "node_memory", "qp", "queues", "regions", "requester",
+    "adapter", "answers", "clock", "completer", "congestion", "neighbours", "node_memory", "qp", "queues", "regions",
+    "requester",
     "responder", "vocabulary", "window", "wire/frame", "wire/icrc", "wire/psn",
 )  # fmt: skip
 """What runs for each packet, and the values that it handles. All or none: they call each other without looking."""

@@ -7,6 +7,7 @@ Each `on_...` gives a Verdict: requests that are completed, and whether the queu
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from sys import byteorder
 
 from emul.clock import Instant, after
 from emul.vocabulary import WCStatus, WROpcode
@@ -17,6 +18,7 @@ from emul.wire.psn import psn_add, psn_distance
 RNR_RETRY_FOREVER = 7
 """The value of rnr_retry that sets no bound (vol. 1, 9.7.5.2.8)."""
 
+_ATOMICS = frozenset({WROpcode.ATOMIC_CMP_AND_SWP, WROpcode.ATOMIC_FETCH_AND_ADD})
 _KIND_ACK, _KIND_RNR, _KIND_NAK = 0, 1, 3
 """The upper three bits of a syndrome."""
 _NAK_STATUS: dict[int, WCStatus] = {
@@ -41,7 +43,7 @@ class Completer:
 
     __slots__ = (
         "_retries_left", "_retry_count", "_rnr_retries_left", "_rnr_retry", "_timeout_ns", "_window", "deadline",
-        "naks_seen", "resume_at", "timeouts",
+        "naks_seen", "resume_at", "retried", "rnr_naks_seen", "sequence_naks_seen", "timeouts",
     )  # fmt: skip
 
     def __init__(self, window: SendWindow, *, timeout: int, retry_count: int, rnr_retry: int) -> None:
@@ -54,7 +56,17 @@ class Completer:
         self.resume_at: Instant | None = None
         """Until when the receiver asked to wait (RNR NAK); nothing is sent before."""
         self.naks_seen = 0
+        """Of all kinds; of which ..."""
+        self.sequence_naks_seen = 0
+        self.rnr_naks_seen = 0
         self.timeouts = 0
+        self.retried = 0
+        """How often something was sent again from some PSN on."""
+
+    def adjust(self, *, timeout: int, retry_count: int, rnr_retry: int) -> None:
+        """New limits, counted from the next progress on."""
+        self._timeout_ns = ack_timeout_ns(timeout)
+        self._retry_count, self._rnr_retry = retry_count, rnr_retry
 
     def on_sent(self, now: Instant) -> None:
         """Packets left: from now on an answer is due."""
@@ -78,8 +90,10 @@ class Completer:
         if not window.wqes or verdict.broken is not None:
             return verdict
         if kind == _KIND_RNR:
+            self.rnr_naks_seen += 1
             self._wait_for_receiver(psn, syndrome, now, verdict)
         elif syndrome == Syndrome.NAK_SEQUENCE:
+            self.sequence_naks_seen += 1
             if window.sent_end() != psn:  # else this NAK came twice: the cursor stands there already
                 self._retry(psn, now, verdict)
         else:
@@ -87,23 +101,49 @@ class Completer:
         return verdict
 
     def on_read_response(self, opcode: int, psn: int, payload: memoryview, now: Instant) -> Verdict:
-        """A part of a READ's data. It also acknowledges all that was sent before the READ."""
-        window = self._window
+        """A part of a READ's data, or the answer to a FLUSH or an ATOMIC WRITE. It also acknowledges all that was sent
+        before.
+        """
         verdict = Verdict()
-        if psn_distance(psn, window.highest_psn) > 0 or psn_distance(psn, window.oldest_psn()) < 0:
-            return verdict
-        self._acknowledge_before_read(psn, now, verdict)
-        if not window.wqes or verdict.broken is not None:
-            return verdict
-        wqe = window.wqes[0]
-        if wqe.opcode is not WROpcode.RDMA_READ:
-            return verdict
-        missing = psn_distance(psn, psn_add(wqe.first_psn, wqe.received))
-        if missing == 0:
-            self._take_response(wqe, opcode, payload, now, verdict)
-        elif missing > 0:
-            self._ask_again(wqe, now, verdict)
+        wqe = self._answered(psn, now, verdict)
+        if wqe is not None:
+            if wqe.opcode in _ATOMICS:
+                verdict.broken = WCStatus.BAD_RESP_ERR
+            else:
+                self._take_response(wqe, opcode, payload, now, verdict)
         return verdict
+
+    def on_atomic_acknowledge(self, psn: int, original: int, now: Instant) -> Verdict:
+        """The answer to an atomic: `original` is what was there before."""
+        verdict = Verdict()
+        wqe = self._answered(psn, now, verdict)
+        if wqe is None:
+            return verdict
+        if wqe.opcode not in _ATOMICS:
+            verdict.broken = WCStatus.BAD_RESP_ERR
+        elif not wqe.is_reachable():
+            verdict.broken = WCStatus.LOC_PROT_ERR
+        else:
+            wqe.scatter(0, memoryview(original.to_bytes(8, byteorder)))
+            verdict.completed.append(self._window.pop_oldest())
+            self._on_progress(now)
+        return verdict
+
+    def _answered(self, psn: int, now: Instant, verdict: Verdict) -> SendWqe | None:
+        """The request whose response is due with `psn`; None where the response is old, early or shows a hole."""
+        window = self._window
+        if psn_distance(psn, window.highest_psn) > 0 or psn_distance(psn, window.oldest_psn()) < 0:
+            return None
+        self._acknowledge_before_response(psn, now, verdict)
+        if not window.wqes or verdict.broken is not None:
+            return None
+        wqe = window.wqes[0]
+        if not wqe.responded:
+            return None
+        missing = psn_distance(psn, psn_add(wqe.first_psn, wqe.received))
+        if missing > 0:
+            self._ask_again(wqe, now, verdict)
+        return wqe if missing == 0 else None
 
     def on_time(self, now: Instant) -> Verdict:
         """The deadline or the receiver's wait has passed (a call too early changes nothing)."""
@@ -127,7 +167,7 @@ class Completer:
             settled = psn_distance(psn, wqe.first_psn) + 1
             if settled <= 0:
                 break
-            if wqe.opcode is WROpcode.RDMA_READ:
+            if wqe.responded:
                 self._ask_again(wqe, now, verdict)  # acknowledged past its response: that was lost
                 return
             if settled < wqe.packets:
@@ -138,30 +178,34 @@ class Completer:
         if progressed:
             self._on_progress(now)
 
-    def _acknowledge_before_read(self, psn: int, now: Instant, verdict: Verdict) -> None:
+    def _acknowledge_before_response(self, psn: int, now: Instant, verdict: Verdict) -> None:
         window = self._window
         while window.wqes and psn_distance(psn, window.wqes[0].last_psn) > 0:
-            if window.wqes[0].opcode is WROpcode.RDMA_READ:
+            if window.wqes[0].responded:
                 self._ask_again(window.wqes[0], now, verdict)
                 return
             verdict.completed.append(window.pop_oldest())
             self._on_progress(now)
 
-    def _ask_again(self, read: SendWqe, now: Instant, verdict: Verdict) -> None:
+    def _ask_again(self, wqe: SendWqe, now: Instant, verdict: Verdict) -> None:
         # Once for each hole: the packets behind it arrive too, and each would spend a retry.
-        if read.asked_at != read.received:
-            read.asked_at = read.received
-            self._retry(psn_add(read.first_psn, read.received), now, verdict)
+        if wqe.asked_at != wqe.received:
+            wqe.asked_at = wqe.received
+            self._retry(psn_add(wqe.first_psn, wqe.received), now, verdict)
 
     def _take_response(self, wqe: SendWqe, opcode: int, payload: memoryview, now: Instant, verdict: Verdict) -> None:
         mtu = self._window.mtu
         last = wqe.received == wqe.packets - 1
-        size = wqe.length - wqe.received * mtu if last else mtu
+        size = wqe.response_bytes() - wqe.received * mtu if last else mtu
         ends = opcode in (Opcode.RDMA_READ_RESPONSE_LAST, Opcode.RDMA_READ_RESPONSE_ONLY)
         if len(payload) != size or ends is not last:
             verdict.broken = WCStatus.BAD_RESP_ERR
             return
-        wqe.scatter(wqe.received * mtu, payload)
+        if not wqe.is_reachable():
+            verdict.broken = WCStatus.LOC_PROT_ERR
+            return
+        if size:
+            wqe.scatter(wqe.received * mtu, payload)
         wqe.received += 1
         if last:
             verdict.completed.append(self._window.pop_oldest())
@@ -178,6 +222,7 @@ class Completer:
             verdict.broken = WCStatus.RETRY_EXC_ERR
             return
         self._retries_left -= 1
+        self.retried += 1
         self._window.rewind(psn)
         self.deadline = None if self._timeout_ns is None else after(now, self._timeout_ns)
 

@@ -15,7 +15,7 @@ import socket
 from collections import deque
 from errno import ETIMEDOUT
 
-from emul.cm_machine import CmEvent, CmEventType
+from emul.cm_events import CmEvent
 from emul.errors import DeviceGone
 from emul.host_context import Reply, Request
 from emul.memory import Memory
@@ -175,5 +175,4 @@ class SocketDevice:
         if "event" in message:
             self._events.append(AsyncEvent(EventType(fields[0]), fields[1]))
         else:
-            kind, number, private_data, reason = fields
-            self._cm_events.append(CmEvent(CmEventType(kind), number, bytes.fromhex(private_data), reason))
+            self._cm_events.append(CmEvent.from_fields(fields))

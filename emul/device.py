@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from emul.cm_machine import CmEvent
+from emul.cm_events import CmEvent
 from emul.host_context import Reply, Request
 from emul.memory import Memory
 from emul.vocabulary import AsyncEvent

@@ -37,6 +37,10 @@ from emul.wire.mad import RDMA_CM_HEADER_BYTES, RdmaCmHeader, RejectReason, Req
 
 LINKS_MAX = 1024
 """Connections of partners to one adapter's firmware, those that wait for their proof included."""
+UNPROVEN_MAX = 64
+"""Of them those that wait for their proof. At the bound the oldest gives way: a partner that holds the key proves it
+within a round trip, so that whoever floods must send so many requests in that time to keep it out. (Were new requests
+refused instead, 64 of them would keep everybody out for as long as their REPs are repeated.)"""
 FENCE_POLL_NS = MILLISECOND
 """How often a fence that waits for a sibling adapter is looked at."""
 _PAGE_SIZE = RECEIVE_BYTES * RECEIVES_POSTED
@@ -62,6 +66,8 @@ class _PendingFence:
 
 class FirmwareLink:
     """The firmware's end of one partner's well-known connection: source of its work, sink of its completions."""
+
+    shares_receives = False
 
     def __init__(
         self, *, number: int, request: ConnectRequest, pd: int, challenge: bytes, regions: RegionTable
@@ -117,7 +123,7 @@ class FirmwareLink:
 
     def _post_receive(self, slot: int) -> None:
         addr = self.buffers.addr + slot * RECEIVE_BYTES
-        self._receives.append(ReceiveEntry(slot, self.buffers.key, addr, RECEIVE_BYTES))
+        self._receives.append(ReceiveEntry(slot, ((self.buffers.key, addr, RECEIVE_BYTES),)))
 
 
 class Firmware:
@@ -165,6 +171,10 @@ class Firmware:
             return self._refuse(RejectReason.CONSUMER)
         if len(self._links) >= LINKS_MAX:
             return self._refuse(RejectReason.NO_QP)
+        unproven = [link for link in self._links.values() if not link.proven]
+        if len(unproven) >= UNPROVEN_MAX:
+            self._forget(unproven[0].number)
+            self.on_ended(unproven[0].number)
         challenge = self._rng.randbytes(CHALLENGE_BYTES)
         link = FirmwareLink(
             number=number, request=request, pd=self._fresh_pd(), challenge=challenge, regions=self._regions

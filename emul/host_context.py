@@ -33,6 +33,7 @@ from emul.queues import (
 from emul.regions import MemoryRegion, RegionTable
 from emul.vocabulary import GID, MTU, AccessFlags, AHAttr, AsyncEvent, EventType, GlobalRoute, QPAttr, QPState
 from emul.wire.address import address_bytes
+from emul.wire.mad import RejectReason
 
 Request = dict[str, object]
 Reply = dict[str, object]
@@ -51,6 +52,7 @@ QP_ATTRIBUTES = {
     "timeout": 31,
     "retry_cnt": 7,
     "rnr_retry": 7,
+    "en_sqd_async_notify": 1,
     "fence_slot": FENCE_SLOTS - 1,
     "fence_epoch": (1 << 64) - 1,
 }
@@ -83,6 +85,9 @@ class Services(Protocol):
     def port_state(self) -> dict[str, object]:
         """Carrier and active MTU."""
 
+    def path_mtu_max(self) -> MTU:
+        """The largest path MTU that the port carries."""
+
     def counters(self) -> dict[str, int]:
         """All counters of the adapter."""
 
@@ -105,7 +110,7 @@ class CompletionQueue:
         if not self.ring.push(wr_id, byte_len, qp_num, imm, status, opcode, flags):
             self.lost = True
             return False
-        if self.ring.take_armed():
+        if self.ring.take_armed(solicited):
             self._wake()
         return True
 
@@ -113,9 +118,10 @@ class CompletionQueue:
 class HostWork:
     """A host's send and receive rings: the source of a queue pair's work."""
 
-    __slots__ = ("retire_send", "take_receive", "take_send")
+    __slots__ = ("retire_send", "shares_receives", "take_receive", "take_send")
 
-    def __init__(self, send: SendRing, receive: ReceiveRing) -> None:
+    def __init__(self, send: SendRing, receive: ReceiveRing, *, shares_receives: bool = False) -> None:
+        self.shares_receives = shares_receives
         self.take_send: Callable[[], SendEntry | None] = send.take
         self.retire_send: Callable[[int], None] = send.retire
         self.take_receive: Callable[[], ReceiveEntry | None] = receive.take
@@ -311,32 +317,60 @@ class HostContext:
         return {"counters": self._services.counters(), "resources": self.resources()}, []
 
     def _cm_connect(self, request: Request, memories: list[Memory], now: Instant) -> tuple[Reply, list[Memory]]:
-        qp, attr = self._qp(request), attr_from_request(request)
-        if qp.state is not QPState.INIT:
-            raise RDMAError(EINVAL, f"QP {qp.number} must be in INIT to be connected, is in {qp.state.name}")
+        qp, attr = self._qp_in_init(request), attr_from_request(request)
+        most = self._services.path_mtu_max()
+        if attr.path_mtu > most:
+            raise RDMAError(EINVAL, f"path MTU {attr.path_mtu.size} does not fit the port's {most.size}")
         number = self._services.cm.connect(
             qp.number,
             address_bytes(str(request["dgid"])),
             _number(request, "service_id"),
-            bytes.fromhex(str(request["private_data"])),
+            _private_data(request),
             attr,
+            at_once=bool(request.get("at_once")),
             now=now,
         )
         return {"number": number}, []
 
     def _cm_establish(self, request: Request, memories: list[Memory], now: Instant) -> tuple[Reply, list[Memory]]:
         number = _number(request, "number")
-        if not self._services.cm.establish(number, bytes.fromhex(str(request["private_data"])), now=now):
+        if not self._services.cm.establish(number, _private_data(request), now=now):
             raise RDMAError(EINVAL, f"connection {number} has no reply to agree with")
         return {}, []
 
+    def _cm_listen(self, request: Request, memories: list[Memory], now: Instant) -> tuple[Reply, list[Memory]]:
+        listener = self._services.cm.listen(_number(request, "service_id"), _number(request, "backlog", 0))
+        return {"listener": listener}, []
+
+    def _cm_unlisten(self, request: Request, memories: list[Memory], now: Instant) -> tuple[Reply, list[Memory]]:
+        self._services.cm.unlisten(_number(request, "listener"), now=now)
+        return {}, []
+
+    def _cm_accept(self, request: Request, memories: list[Memory], now: Instant) -> tuple[Reply, list[Memory]]:
+        qp, attr = self._qp_in_init(request), attr_from_request(request)
+        self._services.cm.accept(_number(request, "number"), qp.number, _private_data(request), attr, now=now)
+        return {}, []
+
     def _cm_reject(self, request: Request, memories: list[Memory], now: Instant) -> tuple[Reply, list[Memory]]:
-        self._services.cm.reject(_number(request, "number"), bytes.fromhex(str(request["private_data"])), now=now)
+        reason = _number(request, "reason", int(RejectReason.CONSUMER))
+        if not 0 < reason < 1 << 16:
+            raise RDMAError(EINVAL, f"a reason is 1 ... {(1 << 16) - 1}, got {reason}")
+        self._services.cm.reject(_number(request, "number"), _private_data(request), reason=reason, now=now)
         return {}, []
 
     def _cm_disconnect(self, request: Request, memories: list[Memory], now: Instant) -> tuple[Reply, list[Memory]]:
         self._services.cm.disconnect(_number(request, "number"), now=now)
         return {}, []
+
+    def _cm_destroy(self, request: Request, memories: list[Memory], now: Instant) -> tuple[Reply, list[Memory]]:
+        self._services.cm.destroy(_number(request, "number"), now=now)
+        return {}, []
+
+    def _qp_in_init(self, request: Request) -> QueuePair:
+        qp = self._qp(request)
+        if qp.state is not QPState.INIT:
+            raise RDMAError(EINVAL, f"QP {qp.number} must be in INIT to be connected, is in {qp.state.name}")
+        return qp
 
     def _pd(self, request: Request) -> int:
         number = _number(request, "pd")
@@ -368,8 +402,12 @@ _HANDLERS: dict[str, _Handler] = {
     "query_counters": HostContext._query_counters,
     "cm_connect": HostContext._cm_connect,
     "cm_establish": HostContext._cm_establish,
+    "cm_listen": HostContext._cm_listen,
+    "cm_unlisten": HostContext._cm_unlisten,
+    "cm_accept": HostContext._cm_accept,
     "cm_reject": HostContext._cm_reject,
     "cm_disconnect": HostContext._cm_disconnect,
+    "cm_destroy": HostContext._cm_destroy,
 }
 
 
@@ -401,6 +439,10 @@ def attr_to_request(attr: QPAttr) -> Request:
     if attr.ah_attr.gr is not None:
         request["dgid"] = attr.ah_attr.gr.dgid.gid
     return request
+
+
+def _private_data(request: Request) -> bytes:
+    return bytes.fromhex(str(request.get("private_data", "")))
 
 
 def _number(request: Request, name: str, default: int | None = None) -> int:

@@ -7,7 +7,7 @@ from errno import ENODEV
 
 from emul.adapter import Adapter
 from emul.clock import Instant
-from emul.cm_machine import CmEvent
+from emul.cm_events import CmEvent
 from emul.errors import DeviceGone
 from emul.host_context import Reply, Request
 from emul.memory import Memory

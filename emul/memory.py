@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
 class Memory:
     """A run of bytes, perhaps shared: `buffer` is a writable memoryview of exactly `length` bytes."""
 
-    __slots__ = ("_mapping", "buffer", "fd", "length")
+    __slots__ = ("_mapping", "buffer", "fd", "length", "on_persist")
 
     def __init__(self, buffer: memoryview, *, fd: int | None, mapping: mmap.mmap | None) -> None:
         self.buffer = buffer
         self.length = len(buffer)
         self.fd = fd
         self._mapping = mapping
+        self.on_persist: Callable[[int, int], None] | None = None
+        """Carries `length` bytes from `offset` into the persistence domain, where the card that owns the memory has
+        one apart from its front."""
+
+    def persist(self, offset: int, length: int) -> None:
+        """Makes the bytes outlive a loss of power, as far as this memory can."""
+        if self.on_persist is not None:
+            self.on_persist(offset, length)
 
     @classmethod
     def plain(cls, length: int) -> Memory:

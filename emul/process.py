@@ -52,7 +52,7 @@ class AdapterProcess:
         self._doorbell_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._host_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._adapter = Adapter(
-            port=PortFacts(port.mac, address_bytes(str(config["address"])), port.mtu),
+            port=_port_facts(config, port),
             identity=Identity(_int(config["node_id"]), self._index, str(config["cluster_key"]).encode()),
             node_memory=self._node,
             rng=random.Random(os.urandom(16)),  # keys and challenges must not be guessed
@@ -164,9 +164,7 @@ class AdapterProcess:
                 host.events.pop(0)
             cm = self._adapter.cm
             while cm.events:
-                told = cm.events[0]
-                fields = [int(told.kind), told.number, told.private_data.hex(), told.reason]
-                send_message(channel, {"cm_event": fields}, [])
+                send_message(channel, {"cm_event": cm.events[0].to_fields()}, [])
                 cm.events.pop(0)
         except BlockingIOError:
             return  # the host reads slowly: what waits goes out with the next wake-up
@@ -241,11 +239,12 @@ class AdapterProcess:
 
 
 def main(config: dict[str, object]) -> None:
-    """Runs an adapter until SIGTERM. `config`: node_id, adapter_index, interface, address, wire ("auto", "xdp",
+    """Runs an adapter until SIGTERM. `config`: node_id, adapter_index, interface, address (one or a list,
+    IPv4 or IPv6), wire ("auto", "xdp",
     "packet"), control (path of its socket), node_memory (path), cluster_key, log (path, or absent for stderr).
     """
     _redirect_log(config.get("log"))
-    port = open_port(str(config["interface"]), wire=str(config.get("wire", "auto")), address=str(config["address"]))
+    port = open_port(str(config["interface"]), wire=str(config.get("wire", "auto")), addresses=_addresses(config))
     process = AdapterProcess(config, port)
 
     def stop(number: int, frame: object) -> None:
@@ -261,6 +260,17 @@ def main(config: dict[str, object]) -> None:
     finally:
         _log("stopped", counters=process.counters(), port=port.counters())
         port.close()
+
+
+def _addresses(config: dict[str, object]) -> list[str]:
+    """What stands under "address": one, or a list of them."""
+    given = config["address"]
+    return [str(each) for each in given] if isinstance(given, list) else [str(given)]
+
+
+def _port_facts(config: dict[str, object], port: Port) -> PortFacts:
+    first, *more = (address_bytes(each) for each in _addresses(config))
+    return PortFacts(port.mac, first, port.mtu, tuple(more))
 
 
 def _log(event: str, **fields: object) -> None:

@@ -16,23 +16,23 @@ from emul.congestion import Congestion
 from emul.errors import RDMAError
 from emul.neighbours import Route
 from emul.queues import ReceiveEntry, SendEntry
-from emul.regions import RegionTable
+from emul.regions import MemoryRegion, RegionTable
 from emul.requester import Requester
-from emul.responder import MESSAGE_BYTES_MAX, REQUEST_OPCODES, Responder
-from emul.vocabulary import QPAttr, QPState, QPType, SendFlags, WCFlags, WCOpcode, WCStatus, WROpcode
-from emul.window import SendWindow, SendWqe
+from emul.responder import ATOMIC_BYTES, MESSAGE_BYTES_MAX, REQUEST_OPCODES, Responder
+from emul.vocabulary import EventType, QPAttr, QPState, QPType, SendFlags, WCFlags, WCOpcode, WCStatus, WROpcode
+from emul.window import RESPONDED, SendWindow, SendWqe
 from emul.wire.frame import Flow
-from emul.wire.headers import AETH, AETH_BYTES, Opcode
+from emul.wire.headers import AETH, AETH_BYTES, ATOMIC_ACK_ETH, ATOMIC_ACK_ETH_BYTES, Opcode, Syndrome
 
 # From each state to those that modify_qp may ask for (InfiniBand specification vol. 1, figure 124). SQE belongs to
-# unreliable queue pairs, SQD (draining) is not offered yet: a request for either is refused.
+# unreliable queue pairs: nothing leads there.
 TRANSITIONS: dict[QPState, frozenset[QPState]] = {
     QPState.RESET: frozenset({QPState.INIT, QPState.RESET, QPState.ERR}),
     QPState.INIT: frozenset({QPState.INIT, QPState.RTR, QPState.RESET, QPState.ERR}),
     QPState.RTR: frozenset({QPState.RTS, QPState.RESET, QPState.ERR}),
-    QPState.RTS: frozenset({QPState.RTS, QPState.RESET, QPState.ERR}),
-    QPState.SQD: frozenset({QPState.RESET, QPState.ERR}),
-    QPState.SQE: frozenset({QPState.RESET, QPState.ERR}),
+    QPState.RTS: frozenset({QPState.RTS, QPState.SQD, QPState.RESET, QPState.ERR}),
+    QPState.SQD: frozenset({QPState.SQD, QPState.RTS, QPState.RESET, QPState.ERR}),
+    QPState.SQE: frozenset({QPState.RTS, QPState.RESET, QPState.ERR}),
     QPState.ERR: frozenset({QPState.RESET, QPState.ERR}),
 }
 
@@ -48,17 +48,47 @@ _READ_RESPONSES = frozenset(
         int(Opcode.RDMA_READ_RESPONSE_ONLY),
     }
 )
+_READ_RESPONSE_MIDDLE = int(Opcode.RDMA_READ_RESPONSE_MIDDLE)
+_ACKNOWLEDGE, _ATOMIC_ACKNOWLEDGE = int(Opcode.ACKNOWLEDGE), int(Opcode.ATOMIC_ACKNOWLEDGE)
 _COMPLETED_AS = {
     WROpcode.SEND: WCOpcode.SEND,
     WROpcode.SEND_WITH_IMM: WCOpcode.SEND,
+    WROpcode.SEND_WITH_INV: WCOpcode.SEND,
     WROpcode.RDMA_WRITE: WCOpcode.RDMA_WRITE,
     WROpcode.RDMA_WRITE_WITH_IMM: WCOpcode.RDMA_WRITE,
     WROpcode.RDMA_READ: WCOpcode.RDMA_READ,
+    WROpcode.ATOMIC_CMP_AND_SWP: WCOpcode.COMP_SWAP,
+    WROpcode.ATOMIC_FETCH_AND_ADD: WCOpcode.FETCH_ADD,
+    WROpcode.FLUSH: WCOpcode.FLUSH,
+    WROpcode.ATOMIC_WRITE: WCOpcode.ATOMIC_WRITE,
 }
 _OPCODES = {int(opcode): opcode for opcode in WROpcode}
+_FETCHING = frozenset({WROpcode.RDMA_READ, WROpcode.ATOMIC_CMP_AND_SWP, WROpcode.ATOMIC_FETCH_AND_ADD})
+"""Requests that write into local memory."""
+_EIGHT_BYTES = frozenset({WROpcode.ATOMIC_CMP_AND_SWP, WROpcode.ATOMIC_FETCH_AND_ADD, WROpcode.ATOMIC_WRITE})
+_NOT_INLINE = _FETCHING | {WROpcode.FLUSH}
 _SIGNALED = int(SendFlags.SIGNALED)
-_SENDING = frozenset({QPState.RTS})
-_RECEIVING = frozenset({QPState.RTR, QPState.RTS})
+_SENDING = frozenset({QPState.RTS, QPState.SQD})
+_RECEIVING = frozenset({QPState.RTR, QPState.RTS, QPState.SQD})
+# What a refusal of the peer's request means for the host here (libibverbs' names of asynchronous events).
+_REFUSAL_EVENTS = {
+    Syndrome.NAK_INVALID_REQUEST: EventType.QP_REQ_ERR,
+    Syndrome.NAK_REMOTE_ACCESS: EventType.QP_ACCESS_ERR,
+    Syndrome.NAK_REMOTE_OPERATION: EventType.QP_FATAL,
+}
+# What may change while a queue pair runs, by the state that it is in (vol. 1, table 91).
+_ADJUSTABLE: dict[QPState, frozenset[str]] = {
+    QPState.RTS: frozenset({"qp_access_flags", "min_rnr_timer"}),
+    QPState.SQD: frozenset({"qp_access_flags", "min_rnr_timer", "timeout", "retry_cnt", "rnr_retry", "max_rd_atomic"}),
+}
+
+
+COUNTERS = (
+    "retransmitted", "rcvd_nak", "rcvd_seq_err", "rcvd_rnr_err", "timeouts", "completer_retry_err",
+    "retry_exceeded_err", "retry_rnr_exceeded_err", "duplicate_request", "out_of_seq_request", "sent_nak",
+    "send_rnr_err", "rx_write_requests", "rx_read_requests", "rx_atomic_requests", "rx_flush_requests",
+)  # fmt: skip
+"""Counters of a queue pair."""
 
 
 class CompletionSink(Protocol):
@@ -85,14 +115,18 @@ class WorkSource(Protocol):
     def take_receive(self) -> Callable[[], ReceiveEntry | None]:
         """Gives the oldest posted receive."""
 
+    @property
+    def shares_receives(self) -> bool:
+        """Whether other queue pairs take from the same receives, so that one's end doesn't flush them."""
+
 
 class QueuePair:
     """One end of a reliable connection."""
 
     __slots__ = (
-        "_completer", "_fence_epoch", "_flow", "_left_work", "_receive_sink", "_regions", "_requester", "_responder",
-        "_send_sink", "_signal_all", "_window", "_work", "attention", "attr", "broken_by", "congestion",
-        "fatal_told", "number", "overrun", "pd", "route",
+        "_completer", "_fence_epoch", "_flow", "_greeted", "_left_work", "_receive_sink", "_regions", "_requester",
+        "_responder", "_send_sink", "_signal_all", "_window", "_work", "attention", "attr", "broken_by", "congestion",
+        "events", "number", "overrun", "pd", "route",
     )  # fmt: skip
 
     def __init__(
@@ -126,9 +160,11 @@ class QueuePair:
         self.broken_by: WCStatus | None = None
         """The status that brought it to ERR by itself."""
         self.attention = False
-        """The adapter must look at it: it broke, lost a completion, or belongs to the firmware."""
-        self.fatal_told = False
-        """The host has got its QP_FATAL event."""
+        """The adapter must look at it: it has events, lost a completion, or belongs to the firmware."""
+        self.events: list[EventType] = []
+        """Asynchronous events for its host."""
+        self._greeted = False
+        """The host was told that the peer's first packet came before it was ready to send."""
         self._left_work = False
         """The window was full when work was last taken."""
         self.overrun = False
@@ -141,13 +177,13 @@ class QueuePair:
 
     # -- verbs --------------------------------------------------------------------------------------------------------
 
-    def modify(self, attr: QPAttr, route: Route | None = None) -> None:
-        """Moves to `attr.qp_state`, taking from `attr` what that transition needs. Raises RDMAError, state
-        untouched.
+    def modify(self, attr: QPAttr, route: Route | None = None, given: frozenset[str] | None = None) -> None:
+        """Moves to `attr.qp_state`, taking from `attr` what that transition needs; where the state stays, what `given`
+        names and may be changed then. Raises RDMAError, state untouched.
         """
-        target = attr.qp_state
-        if target not in TRANSITIONS[self.state]:
-            raise RDMAError(EINVAL, f"QP {self.number} cannot go from {self.state.name} to {target.name}")
+        before, target = self.state, attr.qp_state
+        if target not in TRANSITIONS[before]:
+            raise RDMAError(EINVAL, f"QP {self.number} cannot go from {before.name} to {target.name}")
         if target is QPState.RTR and route is None:
             raise RDMAError(EINVAL, f"QP {self.number} needs a route to its peer before RTR")
         if target is QPState.RESET:
@@ -156,9 +192,13 @@ class QueuePair:
             self.attr.qp_access_flags = attr.qp_access_flags
         elif target is QPState.RTR:
             self._become_ready_to_receive(attr, route)
-        elif target is QPState.RTS and self.state is not QPState.RTS:
+        elif target is QPState.RTS and before is QPState.RTR:
             self._become_ready_to_send(attr)
+        elif before in _ADJUSTABLE:
+            self._adjust(attr, (given or frozenset()) & _ADJUSTABLE[before])
         self.attr.qp_state = target
+        if before in _SENDING and target in _SENDING:
+            self._drain(attr, before, target)
 
     def _reset(self) -> None:
         self.attr = QPAttr(qp_state=QPState.RESET)
@@ -166,7 +206,8 @@ class QueuePair:
         self._window = SendWindow(256, 0)
         self._requester = self._completer = self._responder = None
         self.broken_by = None
-        self.fatal_told = False
+        self._greeted = False
+        self.events.clear()
 
     def _become_ready_to_receive(self, attr: QPAttr, route: Route | None) -> None:
         own = self.attr
@@ -184,6 +225,7 @@ class QueuePair:
             destination_qpn=own.dest_qp_num,
             expected_psn=own.rq_psn,
             min_rnr_timer=own.min_rnr_timer,
+            max_dest_rd_atomic=own.max_dest_rd_atomic,
             take_receive=self._work.take_receive,
             fenced=self._is_fenced,
         )
@@ -193,10 +235,43 @@ class QueuePair:
         own.sq_psn, own.timeout, own.retry_cnt = attr.sq_psn, attr.timeout, attr.retry_cnt
         own.rnr_retry, own.max_rd_atomic = attr.rnr_retry, attr.max_rd_atomic
         self._window = SendWindow(own.path_mtu.size, own.sq_psn)
-        self._requester = Requester(self._window, destination_qpn=own.dest_qp_num, reads_max=max(1, own.max_rd_atomic))
+        self._requester = Requester(self._window, destination_qpn=own.dest_qp_num, max_rd_atomic=own.max_rd_atomic)
         self._completer = Completer(
             self._window, timeout=own.timeout, retry_count=own.retry_cnt, rnr_retry=own.rnr_retry
         )
+
+    def _adjust(self, attr: QPAttr, names: frozenset[str]) -> None:
+        own = self.attr
+        for name in sorted(names):
+            setattr(own, name, getattr(attr, name))
+        if self._responder is not None:
+            self._responder.adjust(access=own.qp_access_flags, min_rnr_timer=own.min_rnr_timer)
+        if self._completer is not None:
+            self._completer.adjust(timeout=own.timeout, retry_count=own.retry_cnt, rnr_retry=own.rnr_retry)
+        if self._requester is not None:
+            self._requester.slots = own.max_rd_atomic
+
+    def _drain(self, attr: QPAttr, before: QPState, target: QPState) -> None:
+        assert self._requester is not None
+        self._requester.draining = target is QPState.SQD
+        if target is QPState.RTS:
+            self.take_work()
+        elif before is QPState.RTS:
+            self.attr.en_sqd_async_notify = attr.en_sqd_async_notify
+            self._tell_drained()
+
+    def is_draining(self) -> bool:
+        """Whether requests that were begun before SQD are still to be completed."""
+        return self.state is QPState.SQD and not self._window.is_drained()
+
+    def _tell_drained(self) -> None:
+        if self.attr.en_sqd_async_notify and not self.is_draining():
+            self.attr.en_sqd_async_notify = 0
+            self._tell(EventType.SQ_DRAINED)
+
+    def _tell(self, event: EventType) -> None:
+        self.events.append(event)
+        self.attention = True
 
     def _is_fenced(self) -> bool:
         slot = self.attr.fence_slot
@@ -204,28 +279,37 @@ class QueuePair:
 
     # -- in -----------------------------------------------------------------------------------------------------------
 
-    def on_packet(self, opcode: int, psn: int, ack_requested: bool, body: memoryview, *, now: Instant) -> bool:
+    def on_packet(
+        self, opcode: int, psn: int, ack_requested: bool, body: memoryview, *, now: Instant, solicited: bool = False
+    ) -> bool:
         """One packet for this queue pair, `body` without padding; False when its state has no use for it."""
         state = self.attr.qp_state
         if opcode in REQUEST_OPCODES:
-            if state not in _RECEIVING or self._responder is None:
+            responder = self._responder
+            if responder is None or state not in _RECEIVING:
                 return False
-            self._responder.on_request(opcode, psn, ack_requested, body)
-            if self._responder.delivered:
-                self._deliver(self._responder)
-            if self._responder.broken:
-                self.fail(None)
+            responder.on_request(opcode, psn, ack_requested, body, solicited)
+            if responder.delivered:
+                self._deliver(responder)
+            if responder.refusal is not None:
+                self.fail(None, _REFUSAL_EVENTS[responder.refusal])
+            elif state is QPState.RTR and not self._greeted:
+                self._greeted = True
+                self._tell(EventType.COMM_EST)
             return True
-        if state not in _SENDING or self._completer is None:
+        completer = self._completer
+        if completer is None or state not in _SENDING:
             return False
-        if opcode in _READ_RESPONSES:
-            has_aeth = opcode != Opcode.RDMA_READ_RESPONSE_MIDDLE
-            payload = body[AETH_BYTES:] if has_aeth else body
-            self._apply(self._completer.on_read_response(opcode, psn, payload, now))
+        if opcode == _ACKNOWLEDGE and len(body) >= AETH_BYTES:
+            self._apply(completer.on_acknowledge(psn, AETH.unpack_from(body)[0] >> 24, now))
             return True
-        if opcode == Opcode.ACKNOWLEDGE and len(body) >= AETH_BYTES:
-            syndrome = AETH.unpack_from(body)[0] >> 24
-            self._apply(self._completer.on_acknowledge(psn, syndrome, now))
+        if opcode in _READ_RESPONSES:
+            payload = body if opcode == _READ_RESPONSE_MIDDLE else body[AETH_BYTES:]
+            self._apply(completer.on_read_response(opcode, psn, payload, now))
+            return True
+        if opcode == _ATOMIC_ACKNOWLEDGE and len(body) >= AETH_BYTES + ATOMIC_ACK_ETH_BYTES:
+            (original,) = ATOMIC_ACK_ETH.unpack_from(body, AETH_BYTES)
+            self._apply(completer.on_atomic_acknowledge(psn, original, now))
             return True
         return False
 
@@ -245,27 +329,53 @@ class QueuePair:
             self._break_on_bad_request()
 
     def _resolve(self, entry: SendEntry) -> SendWqe:
+        """The request with its memory; one that cannot be carried out keeps the status that it will end with."""
         opcode = _OPCODES.get(entry.opcode)
-        if opcode is None:
+        if opcode is None or (opcode in RESPONDED and not self.attr.max_rd_atomic):
             return self._bad_request(entry, WCStatus.LOC_QP_OP_ERR)
-        write = opcode is WROpcode.RDMA_READ
-        pieces = []
-        total = 0
+        pieces: list[memoryview]
+        regions: list[MemoryRegion] = []
+        if entry.inline is not None:
+            if opcode in _NOT_INLINE:
+                return self._bad_request(entry, WCStatus.LOC_QP_OP_ERR)
+            pieces, total = [memoryview(entry.inline)], len(entry.inline)
+        elif opcode is WROpcode.FLUSH:
+            pieces, total = [], 0
+        else:
+            gathered = self._gather(entry, write=opcode in _FETCHING)
+            if gathered is None:
+                return self._bad_request(entry, WCStatus.LOC_PROT_ERR)
+            pieces, regions = gathered
+            total = 0
+            for piece in pieces:
+                total += len(piece)
+        if total > MESSAGE_BYTES_MAX or (opcode in _EIGHT_BYTES and total != ATOMIC_BYTES):
+            return self._bad_request(entry, WCStatus.LOC_LEN_ERR)
+        wqe = SendWqe(
+            entry.wr_id, opcode, entry.flags, entry.imm, entry.remote_addr, entry.rkey, pieces, total, regions
+        )
+        if opcode is WROpcode.FLUSH:
+            wqe.flush_length = entry.sges[0][2] if entry.sges else 0
+        elif opcode in _EIGHT_BYTES:
+            wqe.compare_add, wqe.swap = entry.compare_add, entry.swap
+        return wqe
+
+    def _gather(self, entry: SendEntry, *, write: bool) -> tuple[list[memoryview], list[MemoryRegion]] | None:
+        """The local memory of a request, None where the host may not use it."""
+        pieces, regions = [], []
         for lkey, addr, length in entry.sges:
             if length == 0:
                 continue
-            piece = self._regions.local(lkey, addr, length, self.pd, write=write)
-            if piece is None:
-                return self._bad_request(entry, WCStatus.LOC_PROT_ERR)
-            pieces.append(piece)
-            total += length
-        if total > MESSAGE_BYTES_MAX:
-            return self._bad_request(entry, WCStatus.LOC_LEN_ERR)
-        return SendWqe(entry.wr_id, opcode, entry.flags, entry.imm, entry.remote_addr, entry.rkey, pieces, total)
+            region = self._regions.local(lkey, addr, length, self.pd, write=write)
+            if region is None:
+                return None
+            pieces.append(region.slice(addr, length))
+            regions.append(region)
+        return pieces, regions
 
     @staticmethod
     def _bad_request(entry: SendEntry, status: WCStatus) -> SendWqe:
-        return SendWqe(entry.wr_id, WROpcode.SEND, entry.flags, 0, 0, 0, [], 0, status)
+        return SendWqe(entry.wr_id, WROpcode.SEND, entry.flags, 0, 0, 0, [], 0, status=status)
 
     def _break_on_bad_request(self) -> None:
         wqes = self._window.wqes
@@ -283,16 +393,19 @@ class QueuePair:
             if self.route is None or self.route.mac is None:
                 return None
             self._flow = flow(self)
-        packet = responder.next_packet()
+        packet = responder.answers.next_packet()
         if packet is None:
             completer = self._completer
-            if completer is None or completer.resume_at is not None or self.attr.qp_state is not QPState.RTS:
+            if completer is None or completer.resume_at is not None or self.attr.qp_state not in _SENDING:
                 return None
             assert self._requester is not None
             packet = self._requester.next_packet()
             if packet is None:
+                self._break_on_bad_request()
                 return None
             completer.on_sent(now)
+        elif responder.answers.dead_region:
+            self.fail(None, EventType.QP_ACCESS_ERR)
         return self._flow.frame(*packet)
 
     def forget_flow(self) -> None:
@@ -313,13 +426,13 @@ class QueuePair:
     def deadline(self) -> Instant | None:
         """When `on_time` has something to do."""
         completer = self._completer
-        if completer is None or self.attr.qp_state is not QPState.RTS:
+        if completer is None or self.attr.qp_state not in _SENDING:
             return None
         return completer.deadline if completer.resume_at is None else completer.resume_at
 
     def on_time(self, *, now: Instant) -> None:
         """Retransmits, or gives up, where the answer is overdue."""
-        if self._completer is not None and self.attr.qp_state is QPState.RTS:
+        if self._completer is not None and self.attr.qp_state in _SENDING:
             self._apply(self._completer.on_time(now))
 
     # -- completions --------------------------------------------------------------------------------------------------
@@ -336,29 +449,36 @@ class QueuePair:
                 self.take_work()
             else:
                 self._break_on_bad_request()
+            if self.attr.en_sqd_async_notify:
+                self._tell_drained()
 
     def _push_send(self, wqe: SendWqe, status: WCStatus) -> None:
         opcode = _COMPLETED_AS[wqe.opcode]
-        if not self._send_sink.push(wqe.wr_id, wqe.length, self.number, 0, status, opcode, 0, False):
+        failed = status is not WCStatus.SUCCESS  # an unsuccessful completion counts as solicited (vol. 1, 11.4.2.2)
+        if not self._send_sink.push(wqe.wr_id, wqe.length, self.number, 0, status, opcode, 0, failed):
             self.overrun = self.attention = True
 
     def _deliver(self, responder: Responder) -> None:
         for delivery in responder.delivered:
             if not self._receive_sink.push(
                 delivery.wr_id, delivery.byte_len, self.number, delivery.imm, delivery.status, delivery.opcode,
-                delivery.flags, False,
+                delivery.flags, delivery.solicited,
             ):  # fmt: skip
                 self.overrun = self.attention = True
         responder.delivered.clear()
 
-    def fail(self, status: WCStatus | None) -> None:
+    def fail(self, status: WCStatus | None, event: EventType | None = EventType.QP_FATAL) -> None:
         """To ERR: the oldest request ends with `status` (where its own fault or its peer's answer is the reason), all
-        others are flushed. A NAK that is still to be sent is sent.
+        others are flushed, and the host is told by `event`. A NAK that is still to be sent is sent.
         """
         if self.attr.qp_state is QPState.ERR:
             return
         self.broken_by = status
         self.attention = True
+        if event is not None:
+            self._tell(event)
+        if self._work.shares_receives:
+            self._tell(EventType.QP_LAST_WQE_REACHED)
         self.attr.qp_state = QPState.ERR
         if status is not None and self._window.wqes:
             wqe = self._window.pop_oldest()
@@ -377,26 +497,41 @@ class QueuePair:
                 break
             self._work.retire_send(1)
             self._push_send(self._bad_request(entry, WCStatus.WR_FLUSH_ERR), WCStatus.WR_FLUSH_ERR)
+        if self._work.shares_receives:
+            return
         for _ in range(FLUSHED_PER_TURN_MAX):
             receive = self._work.take_receive()
             if receive is None:
                 break
             self._receive_sink.push(
-                receive.wr_id, 0, self.number, 0, WCStatus.WR_FLUSH_ERR, WCOpcode.RECV, WCFlags.NONE, False
+                receive.wr_id, 0, self.number, 0, WCStatus.WR_FLUSH_ERR, WCOpcode.RECV, WCFlags.NONE, True
             )
 
     # -- what outsiders may see ---------------------------------------------------------------------------------------
 
     def counters(self) -> dict[str, int]:
-        """Counters under the names that Linux rxe uses where it has them."""
-        counted = {"retransmitted": 0, "rcvd_nak": 0, "timeouts": 0, "duplicate_request": 0, "sent_nak": 0}
-        if self._requester is not None and self._completer is not None:
-            counted["retransmitted"] = self._requester.retransmitted
-            counted["rcvd_nak"] = self._completer.naks_seen
-            counted["timeouts"] = self._completer.timeouts
-        if self._responder is not None:
-            counted["duplicate_request"] = self._responder.duplicates
-            counted["sent_nak"] = self._responder.naks_sent
+        """Counters under the names that Linux rxe and mlx5 use where they have them."""
+        requester, completer, responder = self._requester, self._completer, self._responder
+        counted = dict.fromkeys(COUNTERS, 0)
+        if requester is not None and completer is not None:
+            counted["retransmitted"] = requester.retransmitted
+            counted["rcvd_nak"] = completer.naks_seen
+            counted["rcvd_seq_err"] = completer.sequence_naks_seen
+            counted["rcvd_rnr_err"] = completer.rnr_naks_seen
+            counted["timeouts"] = completer.timeouts
+            counted["completer_retry_err"] = completer.retried
+            counted["retry_exceeded_err"] = int(self.broken_by is WCStatus.RETRY_EXC_ERR)
+            counted["retry_rnr_exceeded_err"] = int(self.broken_by is WCStatus.RNR_RETRY_EXC_ERR)
+        if responder is not None:
+            counts = responder.counts
+            counted["duplicate_request"] = counts.duplicates
+            counted["out_of_seq_request"] = counts.out_of_sequence
+            counted["sent_nak"] = counts.naks_sent
+            counted["send_rnr_err"] = counts.rnr_naks_sent
+            counted["rx_write_requests"] = counts.writes
+            counted["rx_read_requests"] = counts.reads
+            counted["rx_atomic_requests"] = counts.atomics
+            counted["rx_flush_requests"] = counts.flushes
         return counted | self.congestion.counters()
 
     def inspect(self) -> dict[str, object]:

@@ -9,10 +9,12 @@ bytes as hostile input: whatever a host wrote, an index stays inside its ring an
 Layouts, little-endian; every ring begins with a header of 64 bytes:
 
     send      header: retired u32. Entries of 128: opcode u8, flags u8, num_sge u8, -, imm u32, wr_id u64,
-              remote_addr u64, rkey u32, lkey u32, addr u64, length u32, stamp u32; further SGEs of 16 from byte 48
-    receive   header: consumed u32. Entries of 64: wr_id u64, lkey u32, length u32, addr u64, -, stamp u32
-    completion header: consumed u32, armed u32. Entries of 32: wr_id u64, byte_len u32, qp_num u32, imm u32,
-              status u8, opcode u8, flags u8, -, -, stamp u32
+              remote_addr u64, rkey u32, lkey u32, addr u64, length u32, stamp u32; from byte 48 further SGEs of 16
+              (lkey u32, length u32, addr u64), or inline data, or an atomic's compare_add u64 and swap u64
+    receive   header: consumed u32. Entries of 128: wr_id u64, lkey u32, length u32, addr u64, num_sge u32, stamp u32;
+              further SGEs of 16 from byte 32
+    completion header: consumed u32, armed u32 (1 any, 2 solicited). Entries of 32: wr_id u64, byte_len u32,
+              qp_num u32, imm u32, status u8, opcode u8, flags u8, -, -, stamp u32
     doorbell  header: sleeping u32. Entries of 8: qp_num u32, stamp u32
 """
 
@@ -22,26 +24,38 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from emul.vocabulary import SGE
+from emul.vocabulary import SGE, SendFlags, WROpcode
 
 HEADER_BYTES = 64
 SEND_STRIDE = 128
-RECEIVE_STRIDE = 64
+RECEIVE_STRIDE = 128
 COMPLETION_STRIDE = 32
 DOORBELL_STRIDE = 8
 DOORBELLS = 1024
 """Doorbells that may wait; a host that rings more often makes the adapter look at all its queues."""
 SEND_SGES_MAX = 6
+RECEIVE_SGES_MAX = 7
+INLINE_BYTES_MAX = 80
+"""Data that a send request may carry in its own entry."""
 QUEUE_DEPTH_MAX = 16_384
 _MASK = 0xFFFF_FFFF
 
 _SEND = struct.Struct("<BBBxIQQIIQII")
 _SGE = struct.Struct("<IIQ")
-_RECEIVE = struct.Struct("<QIIQ4xI")
+_OPERANDS = struct.Struct("<QQ")
+_RECEIVE = struct.Struct("<QIIQII")
 _COMPLETION = struct.Struct("<QIIIBBBxxxxxI")
 _DOORBELL = struct.Struct("<II")
 _SEND_STAMP, _RECEIVE_STAMP, _COMPLETION_STAMP = _SEND.size - 4, _RECEIVE.size - 4, _COMPLETION.size - 4
+_MORE_SENT, _MORE_RECEIVED = _SEND.size, _RECEIVE.size
+_INLINE = int(SendFlags.INLINE)
+_PLAIN_OPCODES = int(WROpcode.RDMA_READ)
+_ATOMICS = (int(WROpcode.ATOMIC_CMP_AND_SWP), int(WROpcode.ATOMIC_FETCH_AND_ADD))
+_ARMED_ANY, _ARMED_SOLICITED = 1, 2
 assert _SEND.size == 48
+assert _MORE_SENT + INLINE_BYTES_MAX == SEND_STRIDE
+assert _MORE_SENT + (SEND_SGES_MAX - 1) * _SGE.size == SEND_STRIDE
+assert _MORE_RECEIVED + (RECEIVE_SGES_MAX - 1) * _SGE.size == RECEIVE_STRIDE
 assert _COMPLETION.size == COMPLETION_STRIDE
 
 
@@ -74,6 +88,10 @@ class SendEntry(NamedTuple):
     rkey: int
     sges: tuple[tuple[int, int, int], ...]
     """(lkey, addr, length) each."""
+    inline: bytes | None = None
+    """The data itself, taken when the request was posted."""
+    compare_add: int = 0
+    swap: int = 0
 
 
 class SendRing:
@@ -101,13 +119,26 @@ class SendRing:
         remote_addr: int = 0,
         rkey: int = 0,
         imm: int = 0,
+        inline: bytes | None = None,
+        operands: tuple[int, int] = (0, 0),
     ) -> bool:
-        """Host: adds one request; False when the queue is full."""
+        """Host: adds one request; False when the queue is full.
+
+        `inline` is at most INLINE_BYTES_MAX and goes with SendFlags.INLINE, instead of `sges`; `operands` are an
+        atomic's (compare_add, swap).
+        """
         if self.free() <= 0:
             return False
         offset = HEADER_BYTES + self._index % self._depth * SEND_STRIDE
-        for position, sge in enumerate(sges[1:]):
-            _SGE.pack_into(self._buffer, offset + 48 + 16 * position, sge.lkey, sge.length, sge.addr)
+        if inline is not None:
+            self._buffer[offset + _MORE_SENT : offset + _MORE_SENT + len(inline)] = inline
+            sges = (SGE(0, len(inline), 0),)
+        elif opcode in _ATOMICS:
+            _OPERANDS.pack_into(self._buffer, offset + _MORE_SENT, *operands)
+        else:
+            for position, sge in enumerate(sges[1:]):
+                place = offset + _MORE_SENT + _SGE.size * position
+                _SGE.pack_into(self._buffer, place, sge.lkey, sge.length, sge.addr)
         first = sges[0] if sges else SGE(0, 0, 0)
         stamp = self._index = (self._index + 1) & _MASK
         _SEND.pack_into(
@@ -140,13 +171,18 @@ class SendRing:
             self._buffer, offset
         )
         self._index = following
-        if count == 1:
+        if count == 1 and flags < _INLINE and opcode <= _PLAIN_OPCODES:
             return SendEntry(wr_id, opcode, flags, imm, remote_addr, rkey, ((lkey, addr, length),))
-        sges = [(lkey, addr, length)] if count else []
-        for position in range(min(count, SEND_SGES_MAX) - 1):
-            more_lkey, more_length, more_addr = _SGE.unpack_from(self._buffer, offset + 48 + 16 * position)
-            sges.append((more_lkey, more_addr, more_length))
-        return SendEntry(wr_id, opcode, flags, imm, remote_addr, rkey, tuple(sges))
+        more = offset + _MORE_SENT
+        first = ((lkey, addr, length),) if count else ()
+        if flags & _INLINE:
+            data = bytes(self._buffer[more : more + min(length, INLINE_BYTES_MAX)])
+            return SendEntry(wr_id, opcode, flags, imm, remote_addr, rkey, (), data)
+        if opcode in _ATOMICS:
+            compare_add, swap = _OPERANDS.unpack_from(self._buffer, more)
+            return SendEntry(wr_id, opcode, flags, imm, remote_addr, rkey, first, None, compare_add, swap)
+        further = _further_pieces(self._buffer, more, min(count, SEND_SGES_MAX) - 1)
+        return SendEntry(wr_id, opcode, flags, imm, remote_addr, rkey, (*first, *further))
 
     def retire(self, count: int) -> None:
         """Adapter: the oldest `count` requests are completed; their entries may be used again."""
@@ -154,17 +190,25 @@ class SendRing:
         self._head[0] = self._retired
 
 
+def _further_pieces(buffer: memoryview, offset: int, count: int) -> list[tuple[int, int, int]]:
+    """The pieces after the first, as (lkey, addr, length)."""
+    pieces = []
+    for position in range(count):
+        lkey, length, addr = _SGE.unpack_from(buffer, offset + _SGE.size * position)
+        pieces.append((lkey, addr, length))
+    return pieces
+
+
 class ReceiveEntry(NamedTuple):
     """A receive work request: where a message goes."""
 
     wr_id: int
-    lkey: int
-    addr: int
-    length: int
+    sges: tuple[tuple[int, int, int], ...]
+    """(lkey, addr, length) each."""
 
 
 class ReceiveRing:
-    """The receive queue: the host posts buffers of one piece each, the adapter takes them in order."""
+    """The receive queue: the host posts buffers, the adapter takes them in order. Queue pairs may share one."""
 
     __slots__ = ("_buffer", "_depth", "_head", "_index", "_words")
 
@@ -174,14 +218,18 @@ class ReceiveRing:
         self._head = self._words = buffer.cast("I")
         self._index = 0
 
-    def post(self, wr_id: int, lkey: int, addr: int, length: int) -> bool:
-        """Host: adds one buffer; False when the queue is full."""
+    def post(self, wr_id: int, sges: Sequence[SGE]) -> bool:
+        """Host: adds one buffer of up to RECEIVE_SGES_MAX pieces; False when the queue is full."""
         index = self._index
         if (index - self._head[0]) & _MASK >= self._depth:
             return False
-        stamp = self._index = (index + 1) & _MASK
         offset = HEADER_BYTES + index % self._depth * RECEIVE_STRIDE
-        _RECEIVE.pack_into(self._buffer, offset, wr_id, lkey, length, addr, stamp)
+        for position, sge in enumerate(sges[1:]):
+            place = offset + _MORE_RECEIVED + _SGE.size * position
+            _SGE.pack_into(self._buffer, place, sge.lkey, sge.length, sge.addr)
+        first = sges[0] if sges else SGE(0, 0, 0)
+        stamp = self._index = (index + 1) & _MASK
+        _RECEIVE.pack_into(self._buffer, offset, wr_id, first.lkey, first.length, first.addr, len(sges), stamp)
         return True
 
     def take(self) -> ReceiveEntry | None:
@@ -190,9 +238,24 @@ class ReceiveRing:
         following = (self._index + 1) & _MASK
         if self._words[(offset + _RECEIVE_STAMP) >> 2] != following:
             return None
-        wr_id, lkey, length, addr, _ = _RECEIVE.unpack_from(self._buffer, offset)
+        wr_id, lkey, length, addr, count, _ = _RECEIVE.unpack_from(self._buffer, offset)
         self._index = self._head[0] = following
-        return ReceiveEntry(wr_id, lkey, addr, length)
+        if count == 1:
+            return ReceiveEntry(wr_id, ((lkey, addr, length),))
+        if count == 0:
+            return ReceiveEntry(wr_id, ())
+        further = _further_pieces(self._buffer, offset + _MORE_RECEIVED, min(count, RECEIVE_SGES_MAX) - 1)
+        return ReceiveEntry(wr_id, ((lkey, addr, length), *further))
+
+    def waiting(self, at_most: int) -> int:
+        """Adapter: how many buffers are posted, counted up to `at_most` (for the limit of a shared queue)."""
+        following = self._index
+        for count in range(min(at_most, self._depth)):
+            offset = HEADER_BYTES + following % self._depth * RECEIVE_STRIDE
+            following = (following + 1) & _MASK
+            if self._words[(offset + _RECEIVE_STAMP) >> 2] != following:
+                return count
+        return at_most
 
 
 class CompletionEntry(NamedTuple):
@@ -230,9 +293,12 @@ class CompletionRing:
         )  # fmt: skip
         return True
 
-    def take_armed(self) -> bool:
-        """Adapter: whether the host wants to be woken; asks once, so it is disarmed after."""
-        if not self._head[1]:
+    def take_armed(self, solicited: bool) -> bool:
+        """Adapter: whether the host wants to be woken by a completion that was solicited (an error counts as such), or
+        not; asks once, so it is disarmed after.
+        """
+        armed = self._head[1]
+        if not armed or (armed == _ARMED_SOLICITED and not solicited):
             return False
         self._head[1] = 0
         return True
@@ -247,9 +313,14 @@ class CompletionRing:
         self._index = self._head[0] = following
         return CompletionEntry(wr_id, byte_len, qp_num, imm, status, opcode, flags)
 
-    def arm(self) -> None:
-        """Host: wake me with the next one. Poll once more afterwards: one may have come in between."""
-        self._head[1] = 1
+    def arm(self, solicited_only: bool = False) -> None:
+        """Host: wake me with the next one. Poll once more afterwards: one may have come in between. Asking for all is
+        never weakened by asking for solicited ones.
+        """
+        if not solicited_only:
+            self._head[1] = _ARMED_ANY
+        elif self._head[1] != _ARMED_ANY:
+            self._head[1] = _ARMED_SOLICITED
 
 
 class DoorbellRing:

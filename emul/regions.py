@@ -16,6 +16,7 @@ ADDRESS_FIRST = 0x7E00_0000_0000
 """Where virtual addresses begin; regions of one adapter never overlap."""
 _PAGE = 4096
 _LOCAL_WRITE = int(AccessFlags.LOCAL_WRITE)
+_REMOTE = int(AccessFlags.REMOTE_READ | AccessFlags.REMOTE_WRITE | AccessFlags.REMOTE_ATOMIC)
 
 
 class MemoryRegion:
@@ -23,10 +24,19 @@ class MemoryRegion:
     number).
     """
 
-    __slots__ = ("access", "addr", "buffer", "key", "length", "memory", "pd", "watcher")
+    __slots__ = ("access", "addr", "buffer", "key", "length", "memory", "offset", "pd", "valid", "watcher")
 
     def __init__(
-        self, *, pd: int, addr: int, key: Rkey, buffer: memoryview, access: AccessFlags, memory: Memory, watcher: int
+        self,
+        *,
+        pd: int,
+        addr: int,
+        key: Rkey,
+        buffer: memoryview,
+        access: AccessFlags,
+        memory: Memory,
+        watcher: int,
+        offset: int = 0,
     ) -> None:
         self.pd = pd
         self.addr = addr
@@ -37,11 +47,21 @@ class MemoryRegion:
         self.memory = memory
         self.watcher = watcher
         """Partner id that EXCHANGE_WRITTEN tells after each whole write, 0 for none."""
+        self.offset = offset
+        """Where in `memory` it begins."""
+        self.valid = True
+        """False once its key is dead: who still holds the region (a READ being answered, a request being sent) must
+        look at it before each packet."""
 
     def slice(self, addr: int, length: int) -> memoryview:
         """The bytes at `addr`; the caller has checked that they lie inside."""
         offset = addr - self.addr
         return self.buffer[offset : offset + length]
+
+    def flush(self, addr: int, length: int, *, persistent: bool) -> None:
+        """Makes `length` bytes at `addr` readable by all, or safe from a loss of power; the caller has checked them."""
+        if persistent:
+            self.memory.persist(self.offset + addr - self.addr, length)
 
 
 class RegionTable:
@@ -85,6 +105,7 @@ class RegionTable:
             access=access,
             memory=memory,
             watcher=watcher,
+            offset=offset,
         )
         self._next_address += (wanted + 2 * _PAGE - 1) // _PAGE * _PAGE  # a page between neighbours stays unmapped
         self._by_key[key] = region
@@ -92,28 +113,37 @@ class RegionTable:
 
     def deregister(self, key: int) -> None:
         """Forgets a key; packets that name it are refused from now on. An unknown key changes nothing."""
-        self._by_key.pop(key, None)
+        region = self._by_key.pop(key, None)
+        if region is not None:
+            region.valid = False
+
+    def can_invalidate(self, rkey: int, pd: int) -> bool:
+        """Whether a peer may kill this key: a region of the same domain that had been opened to peers at all."""
+        region = self._by_key.get(rkey)
+        return region is not None and region.pd == pd and bool(region.access & _REMOTE)
+
+    def invalidate(self, rkey: int) -> None:
+        """A peer kills a key (`can_invalidate` has permitted it); the region's owner still has to deregister it."""
+        self.deregister(rkey)
 
     def get(self, key: int) -> MemoryRegion | None:
         """The region under `key`."""
         return self._by_key.get(key)
 
-    def local(self, lkey: int, addr: int, length: int, pd: int, *, write: bool) -> memoryview | None:
-        """The bytes of a work request's SGE, None where the key, the domain, the bounds or the access don't permit
+    def local(self, lkey: int, addr: int, length: int, pd: int, *, write: bool) -> MemoryRegion | None:
+        """The region of a work request's SGE, None where the key, the domain, the bounds or the access don't permit
         it.
         """
         region = self._by_key.get(lkey)
         if region is None or region.pd != pd or (write and not region.access & _LOCAL_WRITE):
             return None
         offset = addr - region.addr
-        if offset < 0 or length < 0 or offset + length > region.length:
-            return None
-        return region.buffer[offset : offset + length]
+        return region if offset >= 0 and length >= 0 and offset + length <= region.length else None
 
     def remote(self, rkey: int, addr: int, length: int, pd: int, access: int) -> MemoryRegion | None:
         """The region that a packet from the wire may touch, None where anything forbids it."""
         region = self._by_key.get(rkey)
-        if region is None or region.pd != pd or not region.access & access:
+        if region is None or region.pd != pd or region.access & access != access:
             return None
         offset = addr - region.addr
         return region if offset >= 0 and offset + length <= region.length else None

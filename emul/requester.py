@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from emul.vocabulary import SendFlags, WCStatus, WROpcode
 from emul.window import SendWindow, SendWqe
-from emul.wire.headers import ACK_REQUEST, BTH, IMM, P_KEY_FULL, PAD_SHIFT, RETH, SOLICITED_EVENT, Opcode
+from emul.wire.headers import (
+    ACK_REQUEST,
+    ATOMIC_ETH,
+    BTH,
+    IMM,
+    P_KEY_FULL,
+    PAD_SHIFT,
+    RETH,
+    SOLICITED_EVENT,
+    Opcode,
+)
 from emul.wire.psn import PSN_MASK, psn_distance
 
 PACKETS_IN_FLIGHT_MAX = 512
@@ -16,17 +26,27 @@ PACKETS_IN_FLIGHT_MAX = 512
 ACK_REQUEST_EVERY = 64
 """An acknowledgement is asked for at least every so many packets of a long message."""
 
-# Base opcodes: + FIRST, MIDDLE, LAST, ONLY as they stand in the BTH; immediate data makes LAST and ONLY one more.
-# Plain numbers: arithmetic on members of an enumeration is several times slower, and this is done for each packet.
-_SEND_PLACES = tuple(int(each) for each in (Opcode.SEND_FIRST, Opcode.SEND_MIDDLE, Opcode.SEND_LAST, Opcode.SEND_ONLY))
-_WRITE_PLACES = tuple(place + int(Opcode.RDMA_WRITE_FIRST) for place in (0, 1, 2, 4))
-_PLACES: dict[WROpcode, tuple[int, ...]] = {
-    WROpcode.SEND: _SEND_PLACES,
-    WROpcode.SEND_WITH_IMM: _SEND_PLACES,
-    WROpcode.RDMA_WRITE: _WRITE_PLACES,
-    WROpcode.RDMA_WRITE_WITH_IMM: _WRITE_PLACES,
-}
-_WITH_IMMEDIATE = frozenset({WROpcode.SEND_WITH_IMM, WROpcode.RDMA_WRITE_WITH_IMM})
+# The opcodes of a message's FIRST, MIDDLE, LAST and ONLY packet. Plain numbers: arithmetic on members of an
+# enumeration is several times slower, and this is done for each packet.
+_PLACES: dict[WROpcode, tuple[int, int, int, int]] = {
+    WROpcode.SEND: (Opcode.SEND_FIRST, Opcode.SEND_MIDDLE, Opcode.SEND_LAST, Opcode.SEND_ONLY),
+    WROpcode.SEND_WITH_IMM: (
+        Opcode.SEND_FIRST, Opcode.SEND_MIDDLE, Opcode.SEND_LAST_WITH_IMMEDIATE, Opcode.SEND_ONLY_WITH_IMMEDIATE,
+    ),
+    WROpcode.SEND_WITH_INV: (
+        Opcode.SEND_FIRST, Opcode.SEND_MIDDLE, Opcode.SEND_LAST_WITH_INVALIDATE, Opcode.SEND_ONLY_WITH_INVALIDATE,
+    ),
+    WROpcode.RDMA_WRITE: (
+        Opcode.RDMA_WRITE_FIRST, Opcode.RDMA_WRITE_MIDDLE, Opcode.RDMA_WRITE_LAST, Opcode.RDMA_WRITE_ONLY,
+    ),
+    WROpcode.RDMA_WRITE_WITH_IMM: (
+        Opcode.RDMA_WRITE_FIRST, Opcode.RDMA_WRITE_MIDDLE, Opcode.RDMA_WRITE_LAST_WITH_IMMEDIATE,
+        Opcode.RDMA_WRITE_ONLY_WITH_IMMEDIATE,
+    ),
+}  # fmt: skip
+_PLACES = {opcode: tuple(int(each) for each in places) for opcode, places in _PLACES.items()}  # type: ignore[misc]
+_WITH_EXTRA_WORD = frozenset({WROpcode.SEND_WITH_IMM, WROpcode.SEND_WITH_INV, WROpcode.RDMA_WRITE_WITH_IMM})
+"""Their last packet carries four bytes more: immediate data, or the key to be invalidated."""
 _WRITES = frozenset({WROpcode.RDMA_WRITE, WROpcode.RDMA_WRITE_WITH_IMM})
 _FENCE, _SOLICITED = int(SendFlags.FENCE), int(SendFlags.SOLICITED)
 _ADDRESS_MASK = (1 << 64) - 1
@@ -36,13 +56,16 @@ _ZEROS = (b"", b"\0", b"\0\0", b"\0\0\0")
 class Requester:
     """The sending side of a queue pair."""
 
-    __slots__ = ("_destination", "_mtu", "_reads_max", "_window", "retransmitted")
+    __slots__ = ("_destination", "_mtu", "_window", "draining", "retransmitted", "slots")
 
-    def __init__(self, window: SendWindow, *, destination_qpn: int, reads_max: int) -> None:
+    def __init__(self, window: SendWindow, *, destination_qpn: int, max_rd_atomic: int) -> None:
         self._window = window
         self._mtu = window.mtu
         self._destination = destination_qpn
-        self._reads_max = reads_max
+        self.slots = max_rd_atomic
+        """Requests with a response of their own that may be in flight."""
+        self.draining = False
+        """Only what was begun is sent on (SQD)."""
         self.retransmitted = 0
         """Packets sent more than once."""
 
@@ -55,15 +78,20 @@ class Requester:
         wqe, oldest = wqes[index], wqes[0]
         if wqe.status is not WCStatus.SUCCESS:
             return None  # it and all behind it wait until it is the oldest, and then it breaks the queue pair
-        is_read = wqe.opcode is WROpcode.RDMA_READ
-        position = wqe.received if is_read else packet  # a READ is asked for from what it lacks
+        if not wqe.is_reachable():
+            wqe.status = WCStatus.LOC_PROT_ERR
+            return None
+        responded = wqe.responded
+        position = wqe.received if responded else packet  # a READ is asked for from what it lacks
         in_flight = wqe.first_psn + position - oldest.first_psn - oldest.received
         if in_flight & PSN_MASK >= PACKETS_IN_FLIGHT_MAX:
             return None
-        if is_read:
-            return self._read_request(wqe) if window.reads_in_flight() < self._reads_max else None
-        if packet == 0 and wqe.flags & _FENCE and window.reads_in_flight():
+        if self.draining and not window.has_begun(wqe):
             return None
+        if packet == 0 and (responded or wqe.flags & _FENCE) and not self._has_slot(wqe):
+            return None
+        if responded:
+            return self._single(wqe)
         last = wqe.packets - 1
         if packet == last:
             window.index = index + 1
@@ -72,10 +100,13 @@ class Requester:
             window.packet = packet + 1
         return self._segment(wqe, packet, last)
 
+    def _has_slot(self, wqe: SendWqe) -> bool:
+        due = self._window.responses_due()
+        return not due if wqe.flags & _FENCE else due < self.slots
+
     def _segment(self, wqe: SendWqe, packet: int, last: int) -> tuple[bytes, bytes]:
         opcode = wqe.opcode
         place = (3 if last == 0 else 0) if packet == 0 else (2 if packet == last else 1)
-        number = _PLACES[opcode][place]
         payload = wqe.data if last == 0 else wqe.data[packet * self._mtu : (packet + 1) * self._mtu]
         pad = -len(payload) & 3
         flags = pad << PAD_SHIFT
@@ -84,23 +115,37 @@ class Requester:
         self._count(psn, psn)
         if packet == last:
             psn |= ACK_REQUEST
-            if opcode in _WITH_IMMEDIATE:
-                number += 1
+            if opcode in _WITH_EXTRA_WORD:
                 head += IMM.pack(wqe.imm)
             if wqe.flags & _SOLICITED:
                 flags |= SOLICITED_EVENT
         elif packet % ACK_REQUEST_EVERY == ACK_REQUEST_EVERY - 1:
             psn |= ACK_REQUEST
-        return BTH.pack(number, flags, P_KEY_FULL, self._destination, psn), b"".join((head, payload, _ZEROS[pad]))
+        bth = BTH.pack(_PLACES[opcode][place], flags, P_KEY_FULL, self._destination, psn)
+        return bth, b"".join((head, payload, _ZEROS[pad]))
 
-    def _read_request(self, wqe: SendWqe) -> tuple[bytes, bytes]:
+    def _single(self, wqe: SendWqe) -> tuple[bytes, bytes]:
+        """A request of one packet that is completed by its own response."""
         self._window.index += 1
         self._window.packet = 0
-        done = wqe.received * self._mtu
         psn = (wqe.first_psn + wqe.received) & PSN_MASK
         self._count(psn, wqe.last_psn)
-        bth = BTH.pack(Opcode.RDMA_READ_REQUEST, 0, P_KEY_FULL, self._destination, psn | ACK_REQUEST)
-        return bth, RETH.pack((wqe.remote_addr + done) & _ADDRESS_MASK, wqe.rkey, wqe.length - done)
+        number, rest = self._request(wqe)
+        return BTH.pack(number, 0, P_KEY_FULL, self._destination, psn | ACK_REQUEST), rest
+
+    def _request(self, wqe: SendWqe) -> tuple[int, bytes]:
+        """Opcode, extended headers and payload."""
+        opcode, addr, rkey = wqe.opcode, wqe.remote_addr, wqe.rkey
+        if opcode is WROpcode.RDMA_READ:
+            done = wqe.received * self._mtu
+            return Opcode.RDMA_READ_REQUEST, RETH.pack((addr + done) & _ADDRESS_MASK, rkey, wqe.length - done)
+        if opcode is WROpcode.FLUSH:
+            return Opcode.FLUSH, IMM.pack(wqe.imm) + RETH.pack(addr, rkey, wqe.flush_length)
+        if opcode is WROpcode.ATOMIC_WRITE:
+            return Opcode.ATOMIC_WRITE, RETH.pack(addr, rkey, wqe.length) + wqe.data
+        if opcode is WROpcode.ATOMIC_CMP_AND_SWP:
+            return Opcode.COMPARE_SWAP, ATOMIC_ETH.pack(addr, rkey, wqe.swap, wqe.compare_add)
+        return Opcode.FETCH_ADD, ATOMIC_ETH.pack(addr, rkey, wqe.compare_add, 0)
 
     def _count(self, psn: int, last_psn: int) -> None:
         window = self._window

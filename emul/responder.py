@@ -1,28 +1,28 @@
 """The responder: what request packets from the wire do to local memory, and what is answered.
 
 Follows InfiniBand specification vol. 1, 9.7.4 (PSN check), 9.7.5 (acknowledgements), 9.6 and 9.8 (packet order,
-errors); where they leave room it does what Linux rxe does. Everything that comes in is hostile: each packet's key,
-bounds, access and fence are checked before a byte is moved.
+errors), annex A19 (FLUSH, ATOMIC WRITE); where they leave room it does what Linux rxe does. Everything that comes in is
+hostile: each packet's key, bounds, access and fence are checked before a byte is moved.
 
-In: `on_request`. Out: `next_packet`, in the order of PSNs; `delivered`, receives that are completed; `written`, regions
-into which a whole message was written; `broken`, set once by the error after which the queue pair must go to ERR.
+In: `on_request`. Out: `answers`; `delivered`, receives that are completed; `written`, regions into which a whole
+message was written; `refusal`, set once by the error after which the queue pair must go to ERR.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from struct import Struct
+from typing import NamedTuple
 
+from emul.answers import Answers
 from emul.queues import ReceiveEntry
 from emul.regions import MemoryRegion, RegionTable
-from emul.vocabulary import AccessFlags, WCFlags, WCOpcode, WCStatus
+from emul.vocabulary import AccessFlags, PlacementType, Selectivity, WCFlags, WCOpcode, WCStatus
 from emul.wire.headers import (
-    AETH,
-    BTH,
+    ATOMIC_ETH,
+    ATOMIC_ETH_BYTES,
     IMM,
-    P_KEY_FULL,
-    PAD_SHIFT,
+    IMM_BYTES,
     RETH,
     RETH_BYTES,
     Opcode,
@@ -31,36 +31,51 @@ from emul.wire.headers import (
 )
 from emul.wire.psn import PSN_MASK, psn_distance
 
-ANSWERS_MAX = 256
-"""Answers that wait to be sent; at the bound duplicates go unanswered (the requester asks again)."""
 MESSAGE_BYTES_MAX = 1 << 31
 """Bytes of one message (vol. 1, 9.3.3)."""
+ATOMIC_BYTES = 8
 
 _REMOTE_WRITE, _REMOTE_READ = int(AccessFlags.REMOTE_WRITE), int(AccessFlags.REMOTE_READ)
-_ACK, _ACKNOWLEDGE, _READ_REQUEST = int(Syndrome.ACK), int(Opcode.ACKNOWLEDGE), int(Opcode.RDMA_READ_REQUEST)
+_REMOTE_ATOMIC = int(AccessFlags.REMOTE_ATOMIC)
+_ACK = int(Syndrome.ACK)
 _SEND, _WRITE = 0, 1
-# opcode -> (operation, place, has immediate data)
-_REQUESTS: dict[int, tuple[int, Place, bool]] = {
-    Opcode.SEND_FIRST: (_SEND, Place.FIRST, False),
-    Opcode.SEND_MIDDLE: (_SEND, Place.MIDDLE, False),
-    Opcode.SEND_LAST: (_SEND, Place.LAST, False),
-    Opcode.SEND_LAST_WITH_IMMEDIATE: (_SEND, Place.LAST, True),
-    Opcode.SEND_ONLY: (_SEND, Place.ONLY, False),
-    Opcode.SEND_ONLY_WITH_IMMEDIATE: (_SEND, Place.ONLY, True),
-    Opcode.RDMA_WRITE_FIRST: (_WRITE, Place.FIRST, False),
-    Opcode.RDMA_WRITE_MIDDLE: (_WRITE, Place.MIDDLE, False),
-    Opcode.RDMA_WRITE_LAST: (_WRITE, Place.LAST, False),
-    Opcode.RDMA_WRITE_LAST_WITH_IMMEDIATE: (_WRITE, Place.LAST, True),
-    Opcode.RDMA_WRITE_ONLY: (_WRITE, Place.ONLY, False),
-    Opcode.RDMA_WRITE_ONLY_WITH_IMMEDIATE: (_WRITE, Place.ONLY, True),
+_NOTHING, _IMMEDIATE, _INVALIDATE = 0, 1, 2
+# opcode -> (operation, place, what stands before the payload of its last packet)
+_DATA: dict[int, tuple[int, Place, int]] = {
+    Opcode.SEND_FIRST: (_SEND, Place.FIRST, _NOTHING),
+    Opcode.SEND_MIDDLE: (_SEND, Place.MIDDLE, _NOTHING),
+    Opcode.SEND_LAST: (_SEND, Place.LAST, _NOTHING),
+    Opcode.SEND_LAST_WITH_IMMEDIATE: (_SEND, Place.LAST, _IMMEDIATE),
+    Opcode.SEND_LAST_WITH_INVALIDATE: (_SEND, Place.LAST, _INVALIDATE),
+    Opcode.SEND_ONLY: (_SEND, Place.ONLY, _NOTHING),
+    Opcode.SEND_ONLY_WITH_IMMEDIATE: (_SEND, Place.ONLY, _IMMEDIATE),
+    Opcode.SEND_ONLY_WITH_INVALIDATE: (_SEND, Place.ONLY, _INVALIDATE),
+    Opcode.RDMA_WRITE_FIRST: (_WRITE, Place.FIRST, _NOTHING),
+    Opcode.RDMA_WRITE_MIDDLE: (_WRITE, Place.MIDDLE, _NOTHING),
+    Opcode.RDMA_WRITE_LAST: (_WRITE, Place.LAST, _NOTHING),
+    Opcode.RDMA_WRITE_LAST_WITH_IMMEDIATE: (_WRITE, Place.LAST, _IMMEDIATE),
+    Opcode.RDMA_WRITE_ONLY: (_WRITE, Place.ONLY, _NOTHING),
+    Opcode.RDMA_WRITE_ONLY_WITH_IMMEDIATE: (_WRITE, Place.ONLY, _IMMEDIATE),
 }
-REQUEST_OPCODES = frozenset(_REQUESTS) | {int(Opcode.RDMA_READ_REQUEST)}
 _BEGINS = frozenset({Place.FIRST, Place.ONLY})
 _ENDS = frozenset({Place.LAST, Place.ONLY})
+_NATIVE = Struct("=Q")
+"""An atomic works on eight bytes as the host's processor reads them."""
+_U64 = (1 << 64) - 1
+_FLUSH_ACCESS = {
+    PlacementType.GLOBAL: int(AccessFlags.FLUSH_GLOBAL),
+    PlacementType.PERSISTENT: int(AccessFlags.FLUSH_PERSISTENT),
+    PlacementType.GLOBAL | PlacementType.PERSISTENT: int(AccessFlags.FLUSH_GLOBAL | AccessFlags.FLUSH_PERSISTENT),
+}
+# How a message that was refused half-way ends for the receive that it had taken.
+_RECEIVE_STATUS = {
+    Syndrome.NAK_INVALID_REQUEST: WCStatus.REM_INV_REQ_ERR,
+    Syndrome.NAK_REMOTE_ACCESS: WCStatus.REM_ACCESS_ERR,
+    Syndrome.NAK_REMOTE_OPERATION: WCStatus.LOC_QP_OP_ERR,
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """A receive work request that is used up."""
 
     wr_id: int
@@ -69,28 +84,16 @@ class Delivery:
     byte_len: int
     imm: int
     flags: WCFlags
-
-
-class _ReadJob:
-    """A READ whose response is being sent."""
-
-    __slots__ = ("buffer", "first", "msn", "offset", "psn")
-
-    def __init__(self, buffer: memoryview, psn: int, msn: int) -> None:
-        self.buffer = buffer
-        self.offset = 0
-        self.psn = psn
-        self.msn = msn
-        self.first = True
+    solicited: bool
 
 
 class Responder:
     """The receiving side of a queue pair."""
 
     __slots__ = (
-        "_access", "_answers", "_cursor", "_destination", "_fenced", "_message", "_mtu", "_nak_sent", "_pd", "_receive",
-        "_receive_room", "_region", "_regions", "_remaining", "_rnr_timer", "_take_receive", "broken", "delivered",
-        "duplicates", "epsn", "msn", "naks_sent", "written",
+        "_access", "_atomics", "_cursor", "_fenced", "_message", "_more", "_mtu", "_nak_sent", "_pd", "_receive",
+        "_receive_regions", "_receive_room", "_region", "_regions", "_remaining", "_rnr_timer", "_slots",
+        "_take_receive", "answers", "counts", "delivered", "epsn", "msn", "refusal", "written",
     )  # fmt: skip
 
     def __init__(
@@ -103,6 +106,7 @@ class Responder:
         destination_qpn: int,
         expected_psn: int,
         min_rnr_timer: int,
+        max_dest_rd_atomic: int,
         take_receive: Callable[[], ReceiveEntry | None],
         fenced: Callable[[], bool],
     ) -> None:
@@ -110,88 +114,94 @@ class Responder:
         self._pd = pd
         self._access = int(access)
         self._mtu = mtu
-        self._destination = destination_qpn
-        self._rnr_timer = min_rnr_timer
+        self._rnr_timer = min_rnr_timer & 0x1F
+        self._slots = max_dest_rd_atomic
         self._take_receive = take_receive
         self._fenced = fenced
         self.epsn = expected_psn
         self.msn = 0
-        self._nak_sent = False
-        """A gap or an RNR was told; silence until the expected PSN arrives."""
         self._message: int | None = None
-        """The operation whose FIRST has come and whose LAST has not."""
-        self._region: MemoryRegion | None = None
-        self._cursor: memoryview = memoryview(b"")
-        """What is left of the target of the message in progress."""
-        self._remaining = 0
+        """Operation of the message that has begun and not ended."""
         self._receive: ReceiveEntry | None = None
+        self._receive_regions: list[MemoryRegion] = []
         self._receive_room = 0
-        self._answers: deque[tuple[int, int, int] | _ReadJob] = deque()
+        self._region: MemoryRegion | None = None
+        self._cursor = memoryview(b"")
+        """Where the next byte of the message goes ..."""
+        self._more: list[memoryview] = []
+        """... and, for a receive of several pieces, the pieces after that."""
+        self._remaining = 0
+        self._nak_sent = False
+        self._atomics: dict[int, int] = {}
+        """PSN -> value found, of the last atomics: what their repetitions are answered with."""
+        self.answers = Answers(destination_qpn=destination_qpn, mtu=mtu)
         self.delivered: list[Delivery] = []
         self.written: list[MemoryRegion] = []
-        self.broken = False
-        self.duplicates = 0
-        self.naks_sent = 0
+        self.refusal: Syndrome | None = None
+        self.counts = ResponderCounts()
 
-    def on_request(self, opcode: int, psn: int, ack_requested: bool, body: memoryview) -> None:
+    def adjust(self, *, access: AccessFlags, min_rnr_timer: int) -> None:
+        """What modify_qp may change while it runs."""
+        self._access, self._rnr_timer = int(access), min_rnr_timer & 0x1F
+
+    def on_request(self, opcode: int, psn: int, ack_requested: bool, body: memoryview, solicited: bool = False) -> None:
         """One request packet; `body` is what follows the BTH without padding and ICRC."""
         if psn != self.epsn:
             if psn_distance(psn, self.epsn) > 0:
+                self.counts.out_of_sequence += 1
                 self._tell_once(Syndrome.NAK_SEQUENCE)
             else:
                 self._on_duplicate(opcode, psn, body)
-        elif opcode == _READ_REQUEST:
-            self._on_read(psn, body)
-        else:
-            self._on_data(opcode, psn, ack_requested, body)
-
-    def next_packet(self) -> tuple[bytes, bytes] | None:
-        """BTH and rest of the oldest answer; None where none waits."""
-        if not self._answers:
-            return None
-        answer = self._answers[0]
-        if isinstance(answer, _ReadJob):
-            return self._read_response(answer)
-        self._answers.popleft()
-        psn, syndrome, msn = answer
-        bth = BTH.pack(_ACKNOWLEDGE, 0, P_KEY_FULL, self._destination, psn)
-        return bth, AETH.pack(syndrome << 24 | msn)
+            return
+        data = _DATA.get(opcode)
+        if data is not None:
+            self._on_data(data, psn, ack_requested, body, solicited)
+        elif self._message is not None:
+            self._fail(Syndrome.NAK_INVALID_REQUEST)
+        elif self.answers.slots >= self._slots:
+            self._fail(Syndrome.NAK_INVALID_REQUEST)  # more at once than max_dest_rd_atomic
+        elif self.answers.has_room():  # else as if lost: the requester asks again
+            _RESPONDED[opcode](self, opcode, psn, body)
 
     # -- SEND and RDMA WRITE ------------------------------------------------------------------------------------------
 
-    def _on_data(self, opcode: int, psn: int, ack_requested: bool, body: memoryview) -> None:
-        operation, place, immediate = _REQUESTS[opcode]
+    def _on_data(
+        self, data: tuple[int, Place, int], psn: int, ack_requested: bool, body: memoryview, solicited: bool
+    ) -> None:
+        operation, place, extra = data
         begins = place in _BEGINS
         if begins is (self._message is not None) or (not begins and self._message != operation):
             self._fail(Syndrome.NAK_INVALID_REQUEST)
             return
-        imm = 0
-        if operation == _WRITE and begins:
-            refusal, body = self._open_write(body)
-        elif operation == _SEND and begins:
-            refusal = self._open_send()
-        else:
-            refusal = None
-        if refusal is None and immediate:
-            if len(body) < IMM.size:
+        refusal = None
+        word = 0
+        if begins:
+            if operation == _WRITE:
+                refusal, body = self._open_write(body)
+            else:
+                refusal = self._open_send()
+        if refusal is None and extra:
+            if len(body) < IMM_BYTES:
                 refusal = Syndrome.NAK_INVALID_REQUEST
             else:
-                imm, body = IMM.unpack_from(body)[0], body[IMM.size :]
+                word, body = IMM.unpack_from(body)[0], body[IMM_BYTES:]
         if refusal is None:
             refusal = self._check_length(operation, place, len(body))
-        if refusal is None and operation == _WRITE and immediate:
+        if refusal is None and extra == _INVALIDATE and not self._regions.can_invalidate(word, self._pd):
+            refusal = Syndrome.NAK_REMOTE_ACCESS
+        if refusal is None and operation == _WRITE and extra:
             self._receive = self._take_receive()
             refusal = Syndrome.RNR_NAK if self._receive is None else None
         if refusal is not None:
-            self._refuse(refusal, begins)
+            self._refuse(refusal)
             return
-        self._store(operation, place, immediate, imm, body)
+        self._store(operation, place, extra, word, body, solicited)
         self._nak_sent = False
         self.epsn = (psn + 1) & PSN_MASK
         if place in _ENDS:
             self.msn = (self.msn + 1) & PSN_MASK
         if ack_requested:
-            self._answers.append((psn, _ACK, self.msn))
+            self.answers.acknowledge(psn, _ACK, self.msn)
 
     def _open_write(self, body: memoryview) -> tuple[Syndrome | None, memoryview]:
         if len(body) < RETH_BYTES:
@@ -200,6 +210,7 @@ class Responder:
         body = body[RETH_BYTES:]
         if not self._access & _REMOTE_WRITE or length > MESSAGE_BYTES_MAX:
             return Syndrome.NAK_INVALID_REQUEST, body
+        self.counts.writes += 1
         self._region = None
         self._cursor = memoryview(b"")
         if length:
@@ -218,15 +229,20 @@ class Responder:
         if receive is None:
             return Syndrome.RNR_NAK
         self._receive = receive
-        self._receive_room = 0
-        if receive.length:
-            target = self._regions.local(receive.lkey, receive.addr, receive.length, self._pd, write=True)
-            if target is None:
+        self._receive_room = self._remaining = 0
+        self._receive_regions.clear()
+        self._more.clear()
+        for lkey, addr, length in receive.sges:
+            if not length:
+                continue
+            region = self._regions.local(lkey, addr, length, self._pd, write=True)
+            if region is None:
                 self._finish_receive(WCStatus.LOC_PROT_ERR, WCOpcode.RECV, 0)
                 return Syndrome.NAK_REMOTE_OPERATION
-            self._cursor = target
-            self._receive_room = receive.length
-        self._remaining = 0
+            self._receive_regions.append(region)
+            self._more.append(region.slice(addr, length))
+            self._receive_room += length
+        self._cursor = self._more.pop(0) if self._more else memoryview(b"")
         return None
 
     def _check_length(self, operation: int, place: Place, size: int) -> Syndrome | None:
@@ -236,22 +252,31 @@ class Responder:
         elif size > self._mtu or (place is Place.LAST and size == 0):
             return Syndrome.NAK_INVALID_REQUEST
         if operation == _SEND:
-            if size > self._receive_room:
-                self._finish_receive(WCStatus.LOC_LEN_ERR, WCOpcode.RECV, 0)
-                return Syndrome.NAK_REMOTE_OPERATION
-            return Syndrome.NAK_REMOTE_ACCESS if self._fenced() else None
+            return self._check_send(size)
         if (size != self._remaining) if place in _ENDS else (size >= self._remaining):
             return Syndrome.NAK_INVALID_REQUEST
         if self._fenced():
             return Syndrome.NAK_REMOTE_ACCESS
         region = self._region
-        if region is not None and self._regions.get(region.key) is not region:
+        if region is not None and not region.valid:
             return Syndrome.NAK_REMOTE_ACCESS  # deregistered between two packets of the message
         return None
 
-    def _store(self, operation: int, place: Place, immediate: bool, imm: int, body: memoryview) -> None:
+    def _check_send(self, size: int) -> Syndrome | None:
+        if size > self._receive_room:
+            self._finish_receive(WCStatus.LOC_LEN_ERR, WCOpcode.RECV, 0)
+            return Syndrome.NAK_REMOTE_OPERATION
+        for region in self._receive_regions:
+            if not region.valid:
+                self._finish_receive(WCStatus.LOC_PROT_ERR, WCOpcode.RECV, 0)
+                return Syndrome.NAK_REMOTE_OPERATION
+        return Syndrome.NAK_REMOTE_ACCESS if self._fenced() else None
+
+    def _store(self, operation: int, place: Place, extra: int, word: int, body: memoryview, solicited: bool) -> None:
         size = len(body)
-        if size:
+        if size > len(self._cursor):
+            self._scatter(body)
+        elif size:
             self._cursor[:size] = body
             self._cursor = self._cursor[size:]
         if operation == _SEND:
@@ -263,97 +288,216 @@ class Responder:
             self._message = operation
             return
         self._message = None
-        flags = WCFlags.WITH_IMM if immediate else WCFlags.NONE
         if operation == _SEND:
-            self._finish_receive(WCStatus.SUCCESS, WCOpcode.RECV, self._remaining, imm, flags)
+            self._end_send(extra, word, solicited)
             return
-        if immediate:
-            self._finish_receive(WCStatus.SUCCESS, WCOpcode.RECV_RDMA_WITH_IMM, 0, imm, flags)
+        if extra:
+            self._finish_receive(
+                WCStatus.SUCCESS, WCOpcode.RECV_RDMA_WITH_IMM, 0, word, WCFlags.WITH_IMM, solicited=solicited
+            )
         if self._region is not None and self._region.watcher:
             self.written.append(self._region)
 
+    def _scatter(self, body: memoryview) -> None:
+        while True:
+            room = min(len(self._cursor), len(body))
+            if room:
+                self._cursor[:room] = body[:room]
+                self._cursor, body = self._cursor[room:], body[room:]
+            if not body:
+                return
+            self._cursor = self._more.pop(0)  # there is one: the length was checked against all pieces
+
+    def _end_send(self, extra: int, word: int, solicited: bool) -> None:
+        flags = WCFlags.NONE
+        if extra == _IMMEDIATE:
+            flags = WCFlags.WITH_IMM
+        elif extra == _INVALIDATE:
+            flags = WCFlags.WITH_INV
+            self._regions.invalidate(word)
+        self._finish_receive(WCStatus.SUCCESS, WCOpcode.RECV, self._remaining, word, flags, solicited=solicited)
+
     def _finish_receive(
-        self, status: WCStatus, opcode: WCOpcode, size: int, imm: int = 0, flags: WCFlags = WCFlags.NONE
+        self,
+        status: WCStatus,
+        opcode: WCOpcode,
+        size: int,
+        imm: int = 0,
+        flags: WCFlags = WCFlags.NONE,
+        *,
+        solicited: bool = True,
     ) -> None:
         receive, self._receive = self._receive, None
         if receive is not None:
-            self.delivered.append(Delivery(receive.wr_id, status, opcode, size, imm, flags))
+            self.delivered.append(Delivery(receive.wr_id, status, opcode, size, imm, flags, solicited))
 
-    # -- RDMA READ ----------------------------------------------------------------------------------------------------
+    # -- RDMA READ, FLUSH, atomics, ATOMIC WRITE ----------------------------------------------------------------------
 
-    def _on_read(self, psn: int, body: memoryview) -> None:
-        if self._message is not None or len(body) != RETH_BYTES or not self._access & _REMOTE_READ:
+    def _on_read(self, opcode: int, psn: int, body: memoryview) -> None:
+        if len(body) != RETH_BYTES or not self._access & _REMOTE_READ:
             self._fail(Syndrome.NAK_INVALID_REQUEST)
             return
-        source = self._read_source(body)
-        if source is None:
+        found = self._read_source(body)
+        if found is None:
             self._fail(Syndrome.NAK_REMOTE_ACCESS)
             return
-        if len(self._answers) >= ANSWERS_MAX:
-            return  # as if lost: the requester asks again
-        self.msn = (self.msn + 1) & PSN_MASK
-        self._nak_sent = False
-        self.epsn = (psn + max(1, -(-len(source) // self._mtu))) & PSN_MASK
-        self._answers.append(_ReadJob(source, psn, self.msn))
+        self.counts.reads += 1
+        region, source = found
+        self._accept(psn, max(1, -(-len(source) // self._mtu)))
+        self.answers.respond(region, source, psn, self.msn)
 
-    def _read_source(self, body: memoryview) -> memoryview | None:
+    def _read_source(self, body: memoryview) -> tuple[MemoryRegion | None, memoryview] | None:
         addr, rkey, length = RETH.unpack_from(body)
         if length == 0:
-            return memoryview(b"")
+            return None, memoryview(b"")
         if length > MESSAGE_BYTES_MAX:
             return None
         region = self._regions.remote(rkey, addr, length, self._pd, _REMOTE_READ)
-        return None if region is None else region.slice(addr, length)
+        return None if region is None else (region, region.slice(addr, length))
 
-    def _read_response(self, job: _ReadJob) -> tuple[bytes, bytes]:
-        chunk = job.buffer[job.offset : job.offset + self._mtu]
-        job.offset += len(chunk)
-        last = job.offset >= len(job.buffer)
-        if job.first:
-            opcode = Opcode.RDMA_READ_RESPONSE_ONLY if last else Opcode.RDMA_READ_RESPONSE_FIRST
-        else:
-            opcode = Opcode.RDMA_READ_RESPONSE_LAST if last else Opcode.RDMA_READ_RESPONSE_MIDDLE
-        pad = -len(chunk) & 3
-        bth = BTH.pack(opcode, pad << PAD_SHIFT, P_KEY_FULL, self._destination, job.psn)
-        head = b"" if opcode == Opcode.RDMA_READ_RESPONSE_MIDDLE else AETH.pack(Syndrome.ACK << 24 | job.msn)
-        job.psn = (job.psn + 1) & PSN_MASK
-        job.first = False
-        if last:
-            self._answers.popleft()
-        return bth, b"".join((head, chunk, bytes(pad)))
+    def _on_atomic(self, opcode: int, psn: int, body: memoryview) -> None:
+        if len(body) != ATOMIC_ETH_BYTES or not self._access & _REMOTE_ATOMIC:
+            self._fail(Syndrome.NAK_INVALID_REQUEST)
+            return
+        addr, rkey, swap_or_add, compare = ATOMIC_ETH.unpack_from(body)
+        target = self._atomic_target(rkey, addr, _REMOTE_ATOMIC)
+        if isinstance(target, Syndrome):
+            self._fail(target)
+            return
+        self.counts.atomics += 1
+        (original,) = _NATIVE.unpack_from(target)
+        if opcode == Opcode.FETCH_ADD:
+            _NATIVE.pack_into(target, 0, (original + swap_or_add) & _U64)
+        elif original == compare:
+            _NATIVE.pack_into(target, 0, swap_or_add)
+        self._accept(psn, 1)
+        while len(self._atomics) >= max(1, self._slots):
+            del self._atomics[next(iter(self._atomics))]
+        self._atomics[psn] = original
+        self.answers.answer_atomic(psn, self.msn, original)
+
+    def _on_atomic_write(self, opcode: int, psn: int, body: memoryview) -> None:
+        if len(body) != RETH_BYTES + ATOMIC_BYTES or not self._access & _REMOTE_WRITE:
+            self._fail(Syndrome.NAK_INVALID_REQUEST)
+            return
+        addr, rkey, length = RETH.unpack_from(body)
+        target = self._atomic_target(rkey, addr, _REMOTE_WRITE) if length == ATOMIC_BYTES else None
+        if target is None or isinstance(target, Syndrome):
+            self._fail(Syndrome.NAK_INVALID_REQUEST if target is None else target)
+            return
+        self.counts.writes += 1
+        target[:] = body[RETH_BYTES:]
+        region = self._regions.get(rkey)
+        if region is not None and region.watcher:
+            self.written.append(region)
+        self._accept(psn, 1)
+        self.answers.respond(None, memoryview(b""), psn, self.msn)
+
+    def _atomic_target(self, rkey: int, addr: int, access: int) -> memoryview | Syndrome:
+        if addr % ATOMIC_BYTES:
+            return Syndrome.NAK_INVALID_REQUEST
+        region = self._regions.remote(rkey, addr, ATOMIC_BYTES, self._pd, access)
+        if region is None or self._fenced():
+            return Syndrome.NAK_REMOTE_ACCESS
+        return region.slice(addr, ATOMIC_BYTES)
+
+    def _on_flush(self, opcode: int, psn: int, body: memoryview) -> None:
+        refusal = self._flush(body)
+        if refusal is not None:
+            self._fail(refusal)
+            return
+        self._accept(psn, 1)
+        self.answers.respond(None, memoryview(b""), psn, self.msn)
+
+    def _flush(self, body: memoryview) -> Syndrome | None:
+        if len(body) != IMM_BYTES + RETH_BYTES:
+            return Syndrome.NAK_INVALID_REQUEST
+        (feth,) = IMM.unpack_from(body)
+        addr, rkey, length = RETH.unpack_from(body, IMM_BYTES)
+        access, selectivity = _FLUSH_ACCESS.get(feth & 0xF, 0), feth >> 4 & 3
+        if not access or self._access & access != access or selectivity > Selectivity.MR:
+            return Syndrome.NAK_INVALID_REQUEST
+        region = self._regions.get(rkey) if selectivity == Selectivity.MR else None
+        if region is not None:
+            addr, length = region.addr, region.length
+        region = self._regions.remote(rkey, addr, length, self._pd, access)
+        if region is None:
+            return Syndrome.NAK_REMOTE_ACCESS
+        self.counts.flushes += 1
+        region.flush(addr, length, persistent=bool(feth & PlacementType.PERSISTENT))
+        return None
+
+    def _accept(self, psn: int, packets: int) -> None:
+        self.msn = (self.msn + 1) & PSN_MASK
+        self._nak_sent = False
+        self.epsn = (psn + packets) & PSN_MASK
 
     # -- duplicates and errors ----------------------------------------------------------------------------------------
 
     def _on_duplicate(self, opcode: int, psn: int, body: memoryview) -> None:
-        self.duplicates += 1
-        if len(self._answers) >= ANSWERS_MAX:
+        self.counts.duplicates += 1
+        answers = self.answers
+        if not answers.has_room():
             return
-        if opcode != Opcode.RDMA_READ_REQUEST:
-            self._answers.append(((self.epsn - 1) & PSN_MASK, Syndrome.ACK, self.msn))
+        if opcode in _DATA:
+            answers.acknowledge((self.epsn - 1) & PSN_MASK, _ACK, self.msn)
+        elif opcode == Opcode.RDMA_READ_REQUEST:
+            self._read_again(psn, body)
+        elif opcode == Opcode.ATOMIC_WRITE or (opcode == Opcode.FLUSH and self._flush(body) is None):
+            answers.respond(None, memoryview(b""), psn, self.msn, repeated=True)
+        elif opcode in _ATOMIC_OPCODES and psn in self._atomics:
+            answers.answer_atomic(psn, self.msn, self._atomics[psn], repeated=True)
+
+    def _read_again(self, psn: int, body: memoryview) -> None:
+        if len(body) != RETH_BYTES or not self._access & _REMOTE_READ:
             return
-        source = self._read_source(body) if len(body) == RETH_BYTES else None
-        if source is None or not self._access & _REMOTE_READ:
+        found = self._read_source(body)
+        if found is None:
             return
+        region, source = found
         packets = max(1, -(-len(source) // self._mtu))
         if psn_distance(psn + packets, self.epsn) <= 0:  # a repetition reaches no further than the original did
-            self._answers.append(_ReadJob(source, psn, self.msn))
+            self.answers.respond(region, source, psn, self.msn, repeated=True)
 
     def _tell_once(self, syndrome: int) -> None:
         if not self._nak_sent:
             self._nak_sent = True
-            self.naks_sent += 1
-            self._answers.append((self.epsn, syndrome, self.msn))
+            self.counts.naks_sent += 1
+            self.answers.acknowledge(self.epsn, syndrome, self.msn)
 
-    def _refuse(self, syndrome: Syndrome, begins: bool) -> None:
+    def _refuse(self, syndrome: Syndrome) -> None:
         if syndrome is Syndrome.RNR_NAK:
+            self.counts.rnr_naks_sent += 1
             self._nak_sent = False
             self._tell_once(Syndrome.RNR_NAK | self._rnr_timer)
-            return
-        if begins and self._receive is not None:
-            self._finish_receive(WCStatus.WR_FLUSH_ERR, WCOpcode.RECV, 0)
-        self._fail(syndrome)
+        else:
+            self._fail(syndrome)
 
     def _fail(self, syndrome: Syndrome) -> None:
+        self._finish_receive(_RECEIVE_STATUS[syndrome], WCOpcode.RECV, 0)
         self._nak_sent = False
         self._tell_once(syndrome)
-        self.broken = True
+        self.refusal = syndrome
+
+
+class ResponderCounts:
+    """What a responder has seen and said."""
+
+    __slots__ = (
+        "atomics", "duplicates", "flushes", "naks_sent", "out_of_sequence", "reads", "rnr_naks_sent", "writes",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.atomics = self.duplicates = self.flushes = self.naks_sent = 0
+        self.out_of_sequence = self.reads = self.rnr_naks_sent = self.writes = 0
+
+
+_ATOMIC_OPCODES = frozenset({int(Opcode.COMPARE_SWAP), int(Opcode.FETCH_ADD)})
+_RESPONDED: dict[int, Callable[[Responder, int, int, memoryview], None]] = {
+    Opcode.RDMA_READ_REQUEST: Responder._on_read,
+    Opcode.COMPARE_SWAP: Responder._on_atomic,
+    Opcode.FETCH_ADD: Responder._on_atomic,
+    Opcode.FLUSH: Responder._on_flush,
+    Opcode.ATOMIC_WRITE: Responder._on_atomic_write,
+}
+REQUEST_OPCODES = frozenset(_DATA) | frozenset(_RESPONDED)

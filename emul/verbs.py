@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from errno import EINVAL, ENOMEM
 
-from emul.cm_machine import CmEvent
+from emul.cm_events import CmEvent
 from emul.device import Device
 from emul.errors import DeviceGone, RDMAError
 from emul.host_context import Reply, Request, attr_from_request, attr_to_request
 from emul.memory import Memory
 from emul.queues import (
+    INLINE_BYTES_MAX,
+    RECEIVE_SGES_MAX,
     SEND_SGES_MAX,
     CompletionRing,
     ReceiveRing,
@@ -23,6 +25,7 @@ from emul.queues import (
 )
 from emul.vocabulary import (
     MTU,
+    SGE,
     WC,
     AccessFlags,
     AsyncEvent,
@@ -41,7 +44,7 @@ from emul.vocabulary import (
 
 _STATUS = {int(status): status for status in WCStatus}
 _OPCODE = {int(opcode): opcode for opcode in WCOpcode}
-_FLAGS = {int(flags): flags for flags in (WCFlags.NONE, WCFlags.WITH_IMM)}
+_FLAGS = {int(flags): flags for flags in (WCFlags.NONE, WCFlags.WITH_IMM, WCFlags.WITH_INV)}
 _SIGNALED, _UNSIGNALED = int(SendFlags.SIGNALED), 0
 _WRITE = int(WROpcode.RDMA_WRITE)
 
@@ -118,6 +121,24 @@ class PD:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.number = _int(context.call({"op": "alloc_pd"})[0]["pd"])
+        self._regions: dict[int, MR] = {}
+
+    def add(self, mr: MR) -> None:
+        """Knows the region by its lkey from now on."""
+        self._regions[mr.lkey] = mr
+
+    def remove(self, mr: MR) -> None:
+        """Forgets it."""
+        self._regions.pop(mr.lkey, None)
+
+    def bytes_at(self, sge: SGE) -> bytes:
+        """The bytes that a piece of memory holds now. Raises RDMAError (EINVAL) where no region here has them."""
+        if not sge.length:
+            return b""
+        mr = self._regions.get(sge.lkey)
+        if mr is None:
+            raise RDMAError(EINVAL, f"no region with lkey {sge.lkey} in this protection domain")
+        return mr.read(sge.length, sge.addr - mr.buf)
 
     def close(self) -> None:
         """Gives it back. Raises RDMAError (EBUSY) while regions or queue pairs are in it."""
@@ -142,6 +163,7 @@ class MR:
         self.rkey = _int(reply["rkey"])
         self.buf = _int(reply["addr"])
         """Its virtual address, the same here and over the wire."""
+        pd.add(self)
 
     def read(self, length: int, offset: int) -> bytes:
         """`length` bytes from `offset`."""
@@ -158,6 +180,7 @@ class MR:
     def close(self) -> None:
         """Deregisters: packets that name its key are refused from now on."""
         try:
+            self.pd.remove(self)
             self.pd.context.call({"op": "dereg_mr", "lkey": self.lkey})
         finally:
             if self._owns:
@@ -190,9 +213,11 @@ class CQ:
             completions.append(WC(wr_id, _STATUS[status], _OPCODE[opcode], byte_len, qp_num, imm, _FLAGS[flags]))
         return len(completions), completions
 
-    def req_notify(self) -> None:
-        """Wakes the context's event descriptor with the next completion; poll once more afterwards."""
-        self._ring.arm()
+    def req_notify(self, solicited_only: bool = False) -> None:
+        """Wakes the context's event descriptor with the next completion (that the peer solicited, or that is an
+        error); poll once more afterwards.
+        """
+        self._ring.arm(solicited_only)
 
     def close(self) -> None:
         """Gives it back. Raises RDMAError (EBUSY) while queue pairs use it."""
@@ -227,6 +252,7 @@ class QP:
         if init_attr.qp_type is not QPType.RC or init_attr.scq is None or init_attr.rcq is None:
             raise RDMAError(EINVAL, "a queue pair is RC and has a send and a receive completion queue")
         self.context = pd.context
+        self._pd = pd
         reply, memories = self.context.call(
             {
                 "op": "create_qp",
@@ -280,8 +306,19 @@ class QP:
         sges = wr.sg or []
         if len(sges) > SEND_SGES_MAX:
             raise RDMAError(EINVAL, f"a request has {SEND_SGES_MAX} pieces at the most, got {len(sges)}")
+        inline = self._inline_data(sges) if wr.send_flags & SendFlags.INLINE else None
+        if wr.opcode is WROpcode.FLUSH:
+            sges = [SGE(0, wr.flush_length, 0)]
         if not self._send.post(
-            int(wr.opcode), int(wr.send_flags), wr.wr_id, sges, wr.remote_addr, wr.rkey, wr.imm_data
+            int(wr.opcode),
+            int(wr.send_flags),
+            wr.wr_id,
+            sges,
+            wr.remote_addr,
+            wr.rkey,
+            wr.imm_data,
+            inline,
+            (wr.compare_add, wr.swap),
         ):
             raise RDMAError(ENOMEM, f"send queue of QP {self.qp_num} is full")
         self._ring_doorbell(self.qp_num)
@@ -297,12 +334,19 @@ class QP:
         self._ring_doorbell(self.qp_num)
 
     def post_recv(self, wr: RecvWR) -> None:
-        """Posts a buffer of one piece. Raises RDMAError: ENOMEM queue full, EINVAL more than one piece."""
+        """Posts a buffer. Raises RDMAError: ENOMEM queue full, EINVAL too many pieces."""
         sges = wr.sg or []
-        if len(sges) != 1:
-            raise RDMAError(EINVAL, f"a receive has one piece, got {len(sges)}")
-        if not self._receive.post(wr.wr_id, sges[0].lkey, sges[0].addr, sges[0].length):
+        if len(sges) > RECEIVE_SGES_MAX:
+            raise RDMAError(EINVAL, f"a receive has {RECEIVE_SGES_MAX} pieces at the most, got {len(sges)}")
+        if not self._receive.post(wr.wr_id, sges):
             raise RDMAError(ENOMEM, f"receive queue of QP {self.qp_num} is full")
+
+    def _inline_data(self, sges: list[SGE]) -> bytes:
+        """The bytes as they are now, so that the memory is the caller's again at once."""
+        data = b"".join(self._pd.bytes_at(sge) for sge in sges)
+        if len(data) > INLINE_BYTES_MAX:
+            raise RDMAError(EINVAL, f"inline data is {INLINE_BYTES_MAX} bytes at the most, got {len(data)}")
+        return data
 
     def close(self) -> None:
         """Destroys it; what was posted is forgotten without completions."""

@@ -9,16 +9,29 @@ from __future__ import annotations
 from collections import deque
 from itertools import islice
 
+from emul.regions import MemoryRegion
 from emul.vocabulary import WCStatus, WROpcode
 from emul.wire.psn import PSN_MASK, psn_add, psn_distance
+
+RESPONDED = frozenset(
+    {
+        WROpcode.RDMA_READ,
+        WROpcode.ATOMIC_CMP_AND_SWP,
+        WROpcode.ATOMIC_FETCH_AND_ADD,
+        WROpcode.FLUSH,
+        WROpcode.ATOMIC_WRITE,
+    }
+)
+"""Requests that are completed by a response of their own and never by an acknowledgement; each holds one of the
+max_rd_atomic slots while it is in flight."""
 
 
 class SendWqe:
     """A work request on its way."""
 
     __slots__ = (
-        "asked_at", "data", "first_psn", "flags", "imm", "last_psn", "length", "opcode", "packets", "pieces",
-        "received", "remote_addr", "rkey", "status", "wr_id",
+        "asked_at", "compare_add", "data", "first_psn", "flags", "flush_length", "imm", "last_psn", "length", "opcode",
+        "packets", "pieces", "received", "regions", "remote_addr", "responded", "rkey", "status", "swap", "wr_id",
     )  # fmt: skip
 
     def __init__(
@@ -31,32 +44,52 @@ class SendWqe:
         rkey: int,
         pieces: list[memoryview],
         length: int,
+        regions: list[MemoryRegion] | tuple[MemoryRegion, ...] = (),
         status: WCStatus = WCStatus.SUCCESS,
     ) -> None:
         self.wr_id = wr_id
         self.opcode = opcode
         self.flags = flags
         self.imm = imm
+        """Immediate data, the key to be invalidated, or a FLUSH's type and selectivity as the FETH has them."""
         self.remote_addr = remote_addr
         self.rkey = rkey
         self.pieces = pieces
-        """Local memory: the source, or for a READ the target."""
-        self.data: memoryview | bytes = pieces[0] if len(pieces) == 1 else b""
-        if len(pieces) > 1 and opcode is not WROpcode.RDMA_READ:
-            self.data = b"".join(pieces)
+        """Local memory: the source, or for a READ or an atomic the target."""
+        self.regions = regions
+        """Where the pieces lie: a region may lose its key while the request is under way."""
+        self.responded = opcode in RESPONDED
+        self.data: memoryview | bytes = b""
+        if not self.responded or opcode is WROpcode.ATOMIC_WRITE:
+            self.data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self.length = length
+        """Bytes that move, one way or the other."""
         self.status = status
         """Not SUCCESS where the request was found wrong when it was taken: it completes with it when its turn comes."""
+        self.compare_add = 0
+        self.swap = 0
+        self.flush_length = 0
         self.received = 0
-        """Packets that are settled: acknowledged, or for a READ arrived."""
+        """Packets that are settled: acknowledged, or of a response arrived."""
         self.asked_at = -1
-        """Value of `received` at which a READ's missing rest was last asked for again."""
+        """Value of `received` at which a response's missing rest was last asked for again."""
         self.packets = 0
         self.first_psn = 0
         self.last_psn = 0
 
+    def is_reachable(self) -> bool:
+        """Whether all of its local memory still has its keys."""
+        for region in self.regions:  # noqa: SIM110 (this is asked for each packet: all() takes three times as long)
+            if not region.valid:
+                return False
+        return True
+
+    def response_bytes(self) -> int:
+        """Payload of its response; zero where the response only says that it was done."""
+        return self.length if self.opcode is WROpcode.RDMA_READ else 0
+
     def scatter(self, offset: int, payload: memoryview) -> None:
-        """Stores a part of a READ's response, which may cross from one piece into the next."""
+        """Stores a part of a response, which may cross from one piece into the next."""
         for piece in self.pieces:
             if offset >= len(piece):
                 offset -= len(piece)
@@ -110,9 +143,17 @@ class SendWindow:
         """Whether anything before the cursor waits for an answer."""
         return self.index > 0 or self.packet > 0
 
-    def reads_in_flight(self) -> int:
-        """READs before the cursor whose response is not complete."""
-        return sum(1 for wqe in islice(self.wqes, self.index) if wqe.opcode is WROpcode.RDMA_READ)
+    def responses_due(self) -> int:
+        """Requests before the cursor whose own response is not complete: the slots of max_rd_atomic in use."""
+        return sum(1 for wqe in islice(self.wqes, self.index) if wqe.responded)
+
+    def has_begun(self, wqe: SendWqe) -> bool:
+        """Whether any packet of it was ever sent."""
+        return psn_distance(wqe.first_psn, self.highest_psn) <= 0
+
+    def is_drained(self) -> bool:
+        """Whether nothing that was begun is still to be completed."""
+        return not self.wqes or not self.has_begun(self.wqes[0])
 
     def pop_oldest(self) -> SendWqe:
         """Removes the oldest request, wherever the cursor stands."""
@@ -123,7 +164,9 @@ class SendWindow:
         return self.wqes.popleft()
 
     def settle(self, wqe: SendWqe, packets: int) -> bool:
-        """The first `packets` of the oldest request, no READ, are acknowledged; False when that is no news."""
+        """The first `packets` of the oldest request, which has no response, are acknowledged; False when that is no
+        news.
+        """
         if packets <= wqe.received:
             return False
         wqe.received = packets
@@ -138,7 +181,7 @@ class SendWindow:
         for position, wqe in enumerate(self.wqes):
             if psn_distance(psn, wqe.last_psn) > 0:
                 continue
-            packet = 0 if wqe.opcode is WROpcode.RDMA_READ else max(0, psn_distance(psn, wqe.first_psn))
+            packet = 0 if wqe.responded else max(0, psn_distance(psn, wqe.first_psn))
             if (position, packet) < (self.index, self.packet):
                 self.index, self.packet = position, packet
             return

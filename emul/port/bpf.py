@@ -31,6 +31,7 @@ class _Command(IntEnum):
 _MAP_TYPE_XSKMAP = 17
 _PROG_TYPE_XDP = 6
 _ATTACH_TYPE_XDP = 37
+_XDP_HAS_FRAGS = 1 << 5
 
 _MAP_CREATE = struct.Struct("=IIIII")  # type, key bytes, value bytes, entries, flags
 _MAP_UPDATE = struct.Struct("=IxxxxQQQ")  # map, key, value, flags
@@ -199,20 +200,21 @@ def update_map(map_fd: int, key: int, value: int) -> None:
     _bpf(_Command.MAP_UPDATE_ELEM, _MAP_UPDATE.pack(map_fd, *addresses, 0))
 
 
-def load_program(code: bytes, name: str) -> int:
+def load_program(code: bytes, name: str, *, in_pieces: bool = False) -> int:
     """Loads an XDP program; gives its descriptor.
 
-    `name` is what tools show, at most 15 characters. Raises OSError; when the verifier refused the program, the message
+    `name` is what tools show, at most 15 characters. `in_pieces`: it can do with packets of which only the beginning is
+    in its reach (Linux 5.18). Raises OSError; when the verifier refused the program, the message
     ends with the verifier's log.
     """
     try:
-        return _load(code, name, None)
+        return _load(code, name, in_pieces, None)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EACCES):
             raise
         log = ctypes.create_string_buffer(_VERIFIER_LOG_BYTES)
         try:
-            return _load(code, name, log)
+            return _load(code, name, in_pieces, log)
         except OSError as again:
             said = log.value.decode("ascii", "replace").strip()
             raise OSError(again.errno, f"{os.strerror(again.errno or 0)}; the verifier says: {said}") from None
@@ -227,14 +229,14 @@ def attach(program_fd: int, interface_index: int, mode: XdpMode) -> int:
     return _bpf(_Command.LINK_CREATE, _LINK_CREATE.pack(program_fd, interface_index, _ATTACH_TYPE_XDP, mode))
 
 
-def _load(code: bytes, name: str, log: ctypes.Array[ctypes.c_char] | None) -> int:
+def _load(code: bytes, name: str, in_pieces: bool, log: ctypes.Array[ctypes.c_char] | None) -> int:
     # No kernel function that the program calls is reserved for GPL programs, so it carries the project's own licence.
     licence = ctypes.create_string_buffer(b"MIT")
     text = ctypes.create_string_buffer(code, len(code))
     level, log_bytes, log_address = (1, len(log), ctypes.addressof(log)) if log is not None else (0, 0, 0)
     attribute = _PROG_LOAD.pack(
         _PROG_TYPE_XDP, len(code) // INSTRUCTION_BYTES, ctypes.addressof(text), ctypes.addressof(licence),
-        level, log_bytes, log_address, 0, 0, name.encode()[:15],
+        level, log_bytes, log_address, 0, _XDP_HAS_FRAGS if in_pieces else 0, name.encode()[:15],
     )  # fmt: skip
     return _bpf(_Command.PROG_LOAD, attribute)
 

@@ -15,9 +15,10 @@ import socket
 import struct
 from collections.abc import Sequence
 
-from emul.port import FRAMES_PER_TURN_MAX, filters
+from emul.port import FRAMES_PER_TURN_MAX, filters, groups
 from emul.port.carrier import Interface
 from emul.port.errors import PortError, PortUnsupported
+from emul.port.filters import Addresses
 from emul.port.lease import Lease
 
 _ETH_P_ALL = 0x0003
@@ -38,13 +39,13 @@ SEND_BUFFER_BYTES = 4 << 20
 class PacketPort:
     """An interface driven over AF_PACKET. See `emul.port.Port` for what the methods promise.
 
-    `address` is the port's IPv4 address: only its frames are taken (None takes all ARP and RoCEv2). Raises PortMissing,
-    PortDown, PortBusy, PortUnsupported; afterwards nothing raises for the network's sake.
+    `addresses` are the port's, IPv4 and IPv6: only their frames are taken (None takes all, see `filters`). Raises
+    PortMissing, PortDown, PortBusy, PortUnsupported; afterwards nothing raises for the network's sake.
     """
 
     wire = "packet"
 
-    def __init__(self, interface: str, address: str | None = None) -> None:
+    def __init__(self, interface: str, addresses: Addresses = None) -> None:
         self._interface = Interface(interface)
         self._lease: Lease | None = None
         self._socket: socket.socket | None = None
@@ -55,7 +56,7 @@ class PacketPort:
         try:
             self._interface.require_up()
             self._lease = Lease(self._interface)
-            self._socket = self._open(address)
+            self._socket = self._open(addresses)
         except BaseException:
             self.close()
             raise
@@ -119,7 +120,7 @@ class PacketPort:
             self._lease.release()
         self._interface.close()
 
-    def _open(self, address: str | None) -> socket.socket:
+    def _open(self, addresses: Addresses) -> socket.socket:
         name = self._interface.name
         try:
             # Protocol 0 receives nothing until bind, so that no frame slips past the filter.
@@ -127,9 +128,10 @@ class PacketPort:
         except OSError as error:
             raise PortUnsupported(name, f"AF_PACKET is not to be had: {error}") from error
         try:
-            attach_filter(opened, filters.classic_filter(address))
+            attach_filter(opened, filters.classic_filter(addresses))
             opened.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
             opened.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
+            groups.join(opened, self._interface.index, addresses)
             enlarge_buffers(opened, RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES)
             opened.bind((name, _ETH_P_ALL))
             opened.setblocking(False)

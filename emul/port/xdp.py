@@ -5,9 +5,13 @@ fill ring, the others free list -> transmit ring -> kernel -> completion ring ->
 a link that goes away with the process, redirects the port's frames (`filters`) to the socket and leaves the rest to the
 kernel.
 
-Copy mode, one queue, one buffer for a frame. Rings of 32-bit indices that only grow; each index is written by one side.
-Python has no memory barriers: on x86-64 the hardware orders these loads and stores as the rings need it, elsewhere the
-system call before each sleep and after each send is what we have. Numbers are those of linux/if_xdp.h.
+Copy mode, one queue. A frame fits one chunk, unless the interface's MTU is above SINGLE_BUFFER_MTU_MAX: then it may lie
+in several, each with a place of its own in the ring and all but the last marked as to be continued (Linux 6.6), and the
+program is one that can do with packets in pieces.
+
+Rings of 32-bit indices that only grow; each index is written by one side. Python has no memory barriers: on x86-64 the
+hardware orders these loads and stores as the rings need it, elsewhere the system call before each sleep and after each
+send is what we have. Numbers are those of linux/if_xdp.h.
 """
 
 from __future__ import annotations
@@ -23,9 +27,10 @@ import struct
 import time
 from collections.abc import Sequence
 
-from emul.port import FRAMES_PER_TURN_MAX, bpf, filters
+from emul.port import FRAMES_PER_TURN_MAX, bpf, filters, groups
 from emul.port.carrier import Interface
 from emul.port.errors import PortBusy, PortError, PortUnsupported
+from emul.port.filters import Addresses
 from emul.port.lease import Lease
 
 _AF_XDP = 44
@@ -33,7 +38,10 @@ _SOL_XDP = 283
 _XDP_MMAP_OFFSETS, _XDP_RX_RING, _XDP_TX_RING, _XDP_UMEM_REG = 1, 2, 3, 4
 _XDP_UMEM_FILL_RING, _XDP_UMEM_COMPLETION_RING, _XDP_STATISTICS = 5, 6, 7
 _PGOFF_RX, _PGOFF_TX, _PGOFF_FILL, _PGOFF_COMPLETION = 0, 0x8000_0000, 0x1_0000_0000, 0x1_8000_0000
-_XDP_COPY, _XDP_USE_NEED_WAKEUP = 1 << 1, 1 << 3
+_XDP_COPY, _XDP_USE_NEED_WAKEUP, _XDP_USE_SG = 1 << 1, 1 << 3, 1 << 4
+_CONTINUED = 1 << 32
+"""XDP_PKT_CONTD, in the descriptor's word that has the length in its low half."""
+_LENGTH = 0xFFFF_FFFF
 _RING_NEED_WAKEUP = 1
 
 _UMEM_REG = struct.Struct("=QQIIII")  # address, bytes, chunk bytes, headroom, flags, padding
@@ -45,8 +53,11 @@ CHUNK_BYTES = 4096
 _KERNEL_HEADROOM = 256
 ETHERNET_BYTES = 14
 FRAME_BYTES_MAX = CHUNK_BYTES - _KERNEL_HEADROOM
-MTU_MAX = 3498
+"""In one chunk, as the kernel fills it."""
+SINGLE_BUFFER_MTU_MAX = 3498
 """Largest MTU that native XDP on a veth takes in one buffer."""
+MTU_MAX = 9216
+"""Frames of 9,230 bytes: three chunks. Loopback and the like have more, and no use for it."""
 RECEIVE_FRAMES = 512
 """Frames that may wait for us; more are dropped by the kernel and counted."""
 TRANSMIT_FRAMES = 256
@@ -82,8 +93,8 @@ class _Ring:
 class XdpPort:
     """An interface driven over AF_XDP. See `emul.port.Port` for what the methods promise.
 
-    `address` is the port's IPv4 address: only its frames are taken (None takes all ARP and RoCEv2). The memory is
-    CHUNK_BYTES x (receive_frames + transmit_frames), both powers of two, pinned. Raises PortMissing, PortDown,
+    `addresses` are the port's, IPv4 and IPv6: only their frames are taken (None takes all, see `filters`). The memory
+    is CHUNK_BYTES x (receive_frames + transmit_frames), both powers of two, pinned. Raises PortMissing, PortDown,
     PortBusy, PortUnsupported; afterwards nothing raises for the network's sake.
     """
 
@@ -95,21 +106,25 @@ class XdpPort:
     _rx_frames: int
     _tx_frames: int
     _tx_dropped: int
+    _continuations: int
+    """Places on the transmit ring that the kernel has not yet looked at and that are not a frame's last."""
+    _groups: socket.socket | None
 
     def __init__(
-        self, interface: str, address: str | None = None, *,
+        self, interface: str, addresses: Addresses = None, *,
         receive_frames: int = RECEIVE_FRAMES, transmit_frames: int = TRANSMIT_FRAMES,
     ) -> None:  # fmt: skip
         if receive_frames & (receive_frames - 1) or transmit_frames & (transmit_frames - 1):
             raise ValueError(f"ring sizes are powers of two, got {receive_frames} and {transmit_frames}")
         self._interface = Interface(interface)
         self._lease: Lease | None = None
+        self._groups = None
         self._closers: list[int] = []
         self.fallback_reason: str | None = None
         try:
             self._check(interface)
             self._lease = Lease(self._interface)
-            self._open(receive_frames, transmit_frames, address)
+            self._open(receive_frames, transmit_frames, addresses)
         except BaseException:
             self.close()
             raise
@@ -120,6 +135,8 @@ class XdpPort:
 
     def receive(self, frames_max: int = FRAMES_PER_TURN_MAX) -> list[bytes]:
         """Takes waiting frames from the receive ring and gives their chunks back to the kernel."""
+        if self._scattered:
+            return self._receive_scattered(frames_max)
         ring = self._receive_ring
         taken = self._received
         count = (ring.words[ring.producer] - taken) & 0xFFFF_FFFF
@@ -145,8 +162,40 @@ class XdpPort:
         self._rx_frames += count
         return frames
 
+    def _receive_scattered(self, frames_max: int) -> list[bytes]:
+        """The same where a frame may lie in several chunks; one whose end is not there yet waits."""
+        ring, fill = self._receive_ring, self._fill_ring
+        taken, filled = self._received, self._filled
+        count = (ring.words[ring.producer] - taken) & 0xFFFF_FFFF
+        umem, mask = self._umem, self._receive_mask
+        frames: list[bytes] = []
+        pieces: list[bytes] = []
+        whole = 0
+        for index in range(count):
+            if len(frames) == frames_max:
+                break
+            place = ((taken + index) & mask) * 2
+            start, described = ring.entries[place], ring.entries[place + 1]
+            fill.entries[(filled + index) & mask] = start
+            pieces.append(umem[start : start + (described & _LENGTH)])
+            if not described & _CONTINUED:
+                frames.append(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+                pieces.clear()
+                whole = index + 1
+        if whole:
+            self._received = (taken + whole) & 0xFFFF_FFFF
+            ring.words[ring.consumer] = self._received
+            self._filled = (filled + whole) & 0xFFFF_FFFF
+            fill.words[fill.producer] = self._filled
+            if fill.words[fill.flags] & _RING_NEED_WAKEUP:
+                self._wake_fill()
+            self._rx_frames += len(frames)
+        return frames
+
     def send(self, frames: Sequence[bytes]) -> int:
         """Puts frames on the transmit ring and has the kernel send them before it returns."""
+        if self._scattered:
+            return self._send_scattered(frames)
         free, ring, umem = self._free, self._transmit_ring, self._umem
         entries, mask, frame_max = ring.entries, self._transmit_mask, self._frame_bytes_max
         placed = self._placed
@@ -176,6 +225,36 @@ class XdpPort:
         self._transmit()
         return taken
 
+    def _send_scattered(self, frames: Sequence[bytes]) -> int:
+        """The same where a frame may need several chunks."""
+        for taken, frame in enumerate(frames):
+            length = len(frame)
+            if length > self._frame_bytes_max or length < ETHERNET_BYTES:
+                self._tx_dropped += 1
+                continue
+            if len(self._free) * CHUNK_BYTES < length:
+                self._transmit()
+                if len(self._free) * CHUNK_BYTES < length:
+                    return taken
+            self._place_scattered(frame)
+        self._transmit()
+        return len(frames)
+
+    def _place_scattered(self, frame: bytes) -> None:
+        ring, umem, placed = self._transmit_ring, self._umem, self._placed
+        for offset in range(0, len(frame), CHUNK_BYTES):
+            piece = frame[offset : offset + CHUNK_BYTES]
+            start = self._free.pop()
+            umem[start : start + len(piece)] = piece
+            place = (placed & self._transmit_mask) * 2
+            last = offset + CHUNK_BYTES >= len(frame)
+            ring.entries[place] = start
+            ring.entries[place + 1] = len(piece) if last else len(piece) | _CONTINUED
+            placed = (placed + 1) & 0xFFFF_FFFF
+            self._continuations += not last
+        self._placed = placed
+        ring.words[ring.producer] = placed
+
     def carrier(self) -> bool:
         """Whether the cable is alive, read now."""
         return self._interface.carrier()
@@ -203,6 +282,8 @@ class XdpPort:
         opened: socket.socket | None = getattr(self, "_socket", None)
         if opened is not None:
             opened.close()
+        if self._groups is not None:
+            self._groups.close()
         if self._lease is not None:
             self._lease.release()
         self._interface.close()
@@ -210,13 +291,14 @@ class XdpPort:
     def _check(self, interface: str) -> None:
         self.mac, self.mtu = self._interface.mac, self._interface.mtu
         self._interface.require_up()
+        self._scattered = self.mtu > SINGLE_BUFFER_MTU_MAX
         if self.mtu > MTU_MAX:
-            raise PortUnsupported(interface, f"MTU {self.mtu} is too large for AF_XDP in one buffer, at most {MTU_MAX}")
+            raise PortUnsupported(interface, f"MTU {self.mtu} is too large for AF_XDP here, at most {MTU_MAX}")
         queues = self._interface.receive_queues()
         if queues != 1:
             raise PortUnsupported(interface, f"{queues} receive queues, AF_XDP is driven here on interfaces with one")
 
-    def _open(self, receive_frames: int, transmit_frames: int, address: str | None) -> None:
+    def _open(self, receive_frames: int, transmit_frames: int, addresses: Addresses) -> None:
         name = self._interface.name
         try:
             self._make_socket(receive_frames, transmit_frames)
@@ -224,7 +306,9 @@ class XdpPort:
             self._map_rings(receive_frames, transmit_frames)
             self._start_counting(receive_frames, transmit_frames)
             self._bind()
-            self.wire = self._attach(address)
+            self._groups = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+            groups.join(self._groups, self._interface.index, addresses)
+            self.wire = self._attach(addresses)
         except PortError:
             raise
         except OSError as error:
@@ -255,7 +339,8 @@ class XdpPort:
 
     def _start_counting(self, receive_frames: int, transmit_frames: int) -> None:
         self._receive_mask, self._transmit_mask = receive_frames - 1, transmit_frames - 1
-        self._frame_bytes_max = min(FRAME_BYTES_MAX, self.mtu + ETHERNET_BYTES)
+        self._frame_bytes_max = self.mtu + ETHERNET_BYTES
+        self._continuations = 0
         chunks = [place * CHUNK_BYTES for place in range(receive_frames + transmit_frames)]
         self._free = chunks[receive_frames:]
         self._received = self._placed = self._completed = 0
@@ -266,22 +351,28 @@ class XdpPort:
         self._fill_ring.words[self._fill_ring.producer] = receive_frames
 
     def _bind(self) -> None:
-        flags = _XDP_COPY | _XDP_USE_NEED_WAKEUP
+        flags = _XDP_COPY | _XDP_USE_NEED_WAKEUP | (_XDP_USE_SG if self._scattered else 0)
         address = _SOCKADDR_XDP.pack(_AF_XDP, flags, self._interface.index, 0, 0)
         for attempt in range(_BIND_ATTEMPTS_MAX):
             if _libc.bind(self._fd, address, len(address)) == 0:
                 return
             code = ctypes.get_errno()
+            if code == errno.EINVAL and self._scattered:
+                raise PortUnsupported(
+                    self._interface.name,
+                    f"MTU {self.mtu} needs frames in several buffers, which this kernel's AF_XDP doesn't offer "
+                    f"(Linux 6.6 does); up to MTU {SINGLE_BUFFER_MTU_MAX} one is enough",
+                )
             if code != errno.EBUSY or attempt == _BIND_ATTEMPTS_MAX - 1:
                 raise OSError(code, f"bind to queue 0: {os.strerror(code)}")
             time.sleep(_BIND_PAUSE_S)
 
-    def _attach(self, address: str | None) -> str:
+    def _attach(self, addresses: Addresses) -> str:
         """Loads and attaches the program; gives the wire's name. What it opened is closed by `close`."""
         queues = bpf.create_xsk_map(1)
         self._closers.append(queues)
         bpf.update_map(queues, 0, self._fd)
-        program = bpf.load_program(filters.xdp_program(queues, address), "ccm_port")
+        program = bpf.load_program(filters.xdp_program(queues, addresses), "ccm_port", in_pieces=self._scattered)
         self._closers.append(program)
         try:
             link, wire = bpf.attach(program, self._interface.index, bpf.XdpMode.NATIVE), "xdp-native"
@@ -320,6 +411,9 @@ class XdpPort:
             if words[consumer] == placed:
                 break
         self._tx_frames += (words[consumer] - before) & 0xFFFF_FFFF
+        if self._continuations and words[consumer] == placed:
+            self._tx_frames -= self._continuations
+            self._continuations = 0
 
     def _take_back(self, before: int) -> None:
         """The interface is down and the kernel looked at nothing: the frames are lost, rather than sent much later."""
@@ -327,8 +421,10 @@ class XdpPort:
         if ring.words[ring.consumer] != before:
             return
         for index in range((self._placed - before) & 0xFFFF_FFFF):
-            self._free.append(ring.entries[((before + index) & self._transmit_mask) * 2])
-            self._tx_dropped += 1
+            place = ((before + index) & self._transmit_mask) * 2
+            self._free.append(ring.entries[place])
+            self._tx_dropped += not ring.entries[place + 1] & _CONTINUED
+        self._continuations = 0
         self._placed = before
         ring.words[ring.producer] = before
 

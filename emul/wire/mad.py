@@ -1,7 +1,9 @@
 """Management datagrams of connection management (InfiniBand specification vol. 1, 12.6 and 13.4.2).
 
 256 bytes each: a common header of 24, then the fields of the message, then its private data. REQ, MRA, REJ, REP, RTU,
-DREQ and DREP as frozen values with `parse_mad` and `emit`. Also the header that Linux rdma_cm puts before the private
+DREQ and DREP as frozen values with `parse_mad` and `emit`. Private data that was parsed has its full length, filled up
+with zeros: the datagram does not say how long it was. Alternate paths, extended transport types and the fields of
+datagrams (Q_Key, EE contexts) are sent as zero and not read. Also the header that Linux rdma_cm puts before the private
 data of a REQ (kernel `drivers/infiniband/core/cma.c`, struct cma_hdr).
 """
 
@@ -24,6 +26,8 @@ _CM_CLASS = 0x07
 _CM_CLASS_VERSION = 2
 _METHOD_SEND = 0x03
 
+REJECT_INFO_BYTES = 72
+"""Room for additional information in a REJ."""
 REQ_PRIVATE_BYTES = 92
 REP_PRIVATE_BYTES = 196
 RTU_PRIVATE_BYTES = 224
@@ -49,12 +53,28 @@ class RejectReason(IntEnum):
     """Why a connection is refused (vol. 1, 12.6.7.2); those that are given here."""
 
     NO_QP = 1
+    NO_RESOURCES = 3
     TIMEOUT = 4
     UNSUPPORTED = 5
     INVALID_COMM_ID = 6
     INVALID_SERVICE_ID = 8
+    INVALID_TRANSPORT = 9
     STALE_CONNECTION = 10
+    INVALID_GID = 12
+    INVALID_MTU = 26
     CONSUMER = 28
+
+
+class Answered(IntEnum):
+    """Which message a REJ or MRA is about (vol. 1, 12.6.6 and 12.6.7)."""
+
+    REQ = 0
+    REP = 1
+    OTHER = 2
+
+
+RELIABLE_CONNECTION = 0
+"""Transport service type of a REQ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +100,17 @@ class Req:
     p_key: int = 0xFFFF
     ca_guid: int = 0
     private_data: bytes = b""
+    transport: int = RELIABLE_CONNECTION
+    flow_control: int = 0
+    """Whether the sender's receive queue gives credits."""
+    srq: int = 0
+    """Whether the sender's queue pair has a shared receive queue."""
+    flow_label: int = 0
+    traffic_class: int = 0
+    hop_limit: int = 64
 
     def emit(self, transaction: int) -> bytes:
-        """MAD_BYTES bytes."""
+        """MAD_BYTES bytes. Raises ValueError for more than REQ_PRIVATE_BYTES of private data."""
         fixed = struct.pack(
             "!I4xQQ4xIIIIIHBBHH16s16sIBBBB",
             self.local_comm_id,
@@ -91,19 +119,19 @@ class Req:
             0,
             self.local_qpn << 8 | self.responder_resources,
             self.initiator_depth,
-            self.remote_response_timeout << 3,  # transport service type 0: reliable connection
+            self.remote_response_timeout << 3 | self.transport << 1 | self.flow_control,
             self.starting_psn << 8 | self.local_response_timeout << 3 | self.retry_count,
             self.p_key,
             self.path_mtu << 4 | self.rnr_retry_count,
-            self.max_cm_retries << 4,
-            0xFFFF,
+            self.max_cm_retries << 4 | self.srq << 3,
+            0xFFFF,  # permissive LIDs, and a path that is not subnet local: RoCE is routed by its GIDs
             0xFFFF,
             self.local_gid,
             self.remote_gid,
+            self.flow_label << 12,
+            self.traffic_class,
+            self.hop_limit,
             0,
-            0,
-            64,
-            0x08,  # subnet local
             self.local_ack_timeout << 3,
         )
         return _emit(Attribute.REQ, transaction, fixed + bytes(44), self.private_data, REQ_PRIVATE_BYTES)
@@ -113,7 +141,7 @@ class Req:
         """From the 232 bytes after the common header."""
         (
             comm_id, service_id, guid, _, qpn_resources, depth, remote_timeout, psn_timeout, p_key, mtu_rnr, retries,
-            _, _, local_gid, remote_gid, _, _, _, _, ack_timeout,
+            _, _, local_gid, remote_gid, flow_label, traffic_class, hop_limit, _, ack_timeout,
         ) = struct.unpack_from("!I4xQQ4xIIIIIHBBHH16s16sIBBBB", body)  # fmt: skip
         return cls(
             local_comm_id=comm_id,
@@ -134,6 +162,12 @@ class Req:
             p_key=p_key,
             ca_guid=guid,
             private_data=body[140 : 140 + REQ_PRIVATE_BYTES],
+            transport=remote_timeout >> 1 & 3,
+            flow_control=remote_timeout & 1,
+            srq=retries >> 3 & 1,
+            flow_label=flow_label >> 12,
+            traffic_class=traffic_class,
+            hop_limit=hop_limit,
         )
 
 
@@ -151,6 +185,8 @@ class Rep:
     rnr_retry_count: int = 7
     ca_guid: int = 0
     private_data: bytes = b""
+    flow_control: int = 0
+    srq: int = 0
 
     def emit(self, transaction: int) -> bytes:
         """MAD_BYTES bytes."""
@@ -164,8 +200,8 @@ class Rep:
             self.starting_psn << 8,
             self.responder_resources,
             self.initiator_depth,
-            self.target_ack_delay << 3,
-            self.rnr_retry_count << 5,
+            self.target_ack_delay << 3 | self.flow_control,
+            self.rnr_retry_count << 5 | self.srq << 4,
             self.ca_guid,
         )
         return _emit(Attribute.REP, transaction, fixed, self.private_data, REP_PRIVATE_BYTES)
@@ -175,7 +211,20 @@ class Rep:
         """From the 232 bytes after the common header."""
         local, remote, _, qpn, _, psn, resources, depth, delay, rnr, guid = struct.unpack_from("!IIIIIIBBBBQ", body)
         private = body[36 : 36 + REP_PRIVATE_BYTES]
-        return cls(local, remote, qpn >> 8, psn >> 8, resources, depth, delay >> 3, rnr >> 5, guid, private)
+        return cls(
+            local_comm_id=local,
+            remote_comm_id=remote,
+            local_qpn=qpn >> 8,
+            starting_psn=psn >> 8,
+            responder_resources=resources,
+            initiator_depth=depth,
+            target_ack_delay=delay >> 3,
+            rnr_retry_count=rnr >> 5,
+            ca_guid=guid,
+            private_data=private,
+            flow_control=delay & 1,
+            srq=rnr >> 4 & 1,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,24 +249,30 @@ class Rtu:
 
 @dataclass(frozen=True, slots=True)
 class Rej:
-    """Refusal, of a REQ (message 0), a REP (1) or anything else (2)."""
+    """Refusal of a message, as `Answered` numbers it."""
 
     local_comm_id: int
     remote_comm_id: int
     message: int
     reason: int
     private_data: bytes = b""
+    info: bytes = b""
+    """Additional reject information: at most REJECT_INFO_BYTES, what they are depends on the reason."""
 
     def emit(self, transaction: int) -> bytes:
         """MAD_BYTES bytes."""
-        fixed = struct.pack("!IIBBH72x", self.local_comm_id, self.remote_comm_id, self.message << 6, 0, self.reason)
+        if len(self.info) > REJECT_INFO_BYTES:
+            raise ValueError(f"REJ carries {REJECT_INFO_BYTES} bytes of information at the most, got {len(self.info)}")
+        ids, length = (self.local_comm_id, self.remote_comm_id), len(self.info) << 1
+        fixed = struct.pack("!IIBBH72s", *ids, self.message << 6, length, self.reason, self.info)
         return _emit(Attribute.REJ, transaction, fixed, self.private_data, REJ_PRIVATE_BYTES)
 
     @classmethod
     def parse_body(cls, body: bytes) -> Rej:
         """From the 232 bytes after the common header."""
-        local, remote, message, _, reason = struct.unpack_from("!IIBBH", body)
-        return cls(local, remote, message >> 6, reason, body[84 : 84 + REJ_PRIVATE_BYTES])
+        local, remote, message, length, reason = struct.unpack_from("!IIBBH", body)
+        info = body[12 : 12 + min(length >> 1, REJECT_INFO_BYTES)]
+        return cls(local, remote, message >> 6, reason, body[84 : 84 + REJ_PRIVATE_BYTES], info)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,8 +353,10 @@ _PARSERS: dict[int, Callable[[bytes], Message]] = {
 
 
 def parse_mad(data: bytes) -> tuple[int, Message] | None:
-    """Transaction id and message; None for anything but a whole CM message that is known here."""
-    if len(data) < MAD_BYTES:
+    """Transaction id and message; None for anything but a whole CM message that is known here. What is reserved in it
+    is not looked at. Never raises.
+    """
+    if len(data) != MAD_BYTES:
         return None
     base, management, version, method, _, _, transaction, attribute, _, _ = _HEADER.unpack_from(data)
     if (base, management, version, method) != (1, _CM_CLASS, _CM_CLASS_VERSION, _METHOD_SEND):
@@ -317,13 +374,23 @@ def _emit(attribute: Attribute, transaction: int, fixed: bytes, private: bytes, 
     return (header + fixed + private).ljust(MAD_BYTES, b"\0")
 
 
+PS_TCP_SERVICE = 0x0106_0000
+"""Service ids of rdma_cm's TCP port space are this | port (Linux `cma.c`, rdma_get_service_id)."""
 _RDMA_CM_HEADER = struct.Struct("!BBH16s16s")
 RDMA_CM_HEADER_BYTES = _RDMA_CM_HEADER.size
+_RDMA_CM_VERSION = 0
+
+
+def port_of(service_id: int) -> int | None:
+    """The port that a service id of rdma_cm's TCP port space stands for; None for all other service ids."""
+    return service_id & 0xFFFF if service_id & ~0xFFFF == PS_TCP_SERVICE else None
 
 
 @dataclass(frozen=True, slots=True)
 class RdmaCmHeader:
-    """What Linux rdma_cm puts before the consumer's private data in a REQ: 36 bytes, both addresses of one family."""
+    """What Linux rdma_cm puts before the consumer's private data in a REQ: 36 bytes. Both addresses have four bytes
+    (IPv4) or both sixteen (IPv6); `port` is the caller's.
+    """
 
     port: int
     source: bytes
@@ -332,19 +399,19 @@ class RdmaCmHeader:
     def emit(self) -> bytes:
         """RDMA_CM_HEADER_BYTES bytes; an IPv4 address stands in the last four of its sixteen."""
         version = 4 if len(self.source) == IPV4_ADDRESS_BYTES else 6
-        return _RDMA_CM_HEADER.pack(
-            0, version << 4, self.port, self.source.rjust(16, b"\0"), self.target.rjust(16, b"\0")
-        )
+        source, target = self.source.rjust(16, b"\0"), self.target.rjust(16, b"\0")
+        return _RDMA_CM_HEADER.pack(_RDMA_CM_VERSION, version << 4, self.port, source, target)
 
     @classmethod
     def parse(cls, data: bytes) -> RdmaCmHeader | None:
-        """None where the data does not begin with an rdma_cm header for IPv4 or IPv6."""
+        """None where the data does not begin with an rdma_cm header of version 0 for IPv4 or IPv6."""
         if len(data) < RDMA_CM_HEADER_BYTES:
             return None
         version, ip_version, port, source, target = _RDMA_CM_HEADER.unpack_from(data)
-        if version or ip_version >> 4 not in (4, 6):
+        if version != _RDMA_CM_VERSION or ip_version >> 4 not in (4, 6):
             return None
-        return cls(port, source[12:], target[12:]) if ip_version >> 4 == 4 else cls(port, source, target)
+        start = 12 if ip_version >> 4 == 4 else 0
+        return cls(port, source[start:], target[start:])
 
 
 def gid_of(address: str) -> bytes:

@@ -27,7 +27,7 @@ from emul.vocabulary import (
     QPState,
     WCStatus,
 )
-from emul.wire.frame import ipv4_bytes
+from emul.wire.address import address_bytes
 
 KEY = b"a key of the cluster"
 ALL_ACCESS = AccessFlags.LOCAL_WRITE | AccessFlags.REMOTE_WRITE | AccessFlags.REMOTE_READ
@@ -45,18 +45,26 @@ class Seen:
     @property
     def opcode(self) -> int:
         """Its BTH opcode; -1 for anything that is not RoCE."""
-        return self.frame[42] if len(self.frame) > 54 and self.frame[12:14] == b"\x08\x00" else -1
+        if len(self.frame) > 54 and self.frame[12:14] == b"\x08\x00":
+            return self.frame[42]
+        if len(self.frame) > 74 and self.frame[12:14] == b"\x86\xdd" and self.frame[20] == 17:
+            return self.frame[62]
+        return -1
 
     @property
     def psn(self) -> int:
         """Its PSN."""
-        return int.from_bytes(self.frame[51:54], "big")
+        place = 71 if self.frame[12:14] == b"\x86\xdd" else 51
+        return int.from_bytes(self.frame[place : place + 3], "big")
 
 
 class AdapterPair:
     """Two adapters, 0 and 1, on one cable. `filter` decides what becomes of each frame: the list that goes on."""
 
-    def __init__(self, *, mtu: int = 1500, seed: int = 1, keys: tuple[bytes, bytes] = (KEY, KEY)) -> None:
+    def __init__(
+        self, *, mtu: int = 1500, seed: int = 1, keys: tuple[bytes, bytes] = (KEY, KEY), ipv6: bool = False
+    ) -> None:
+        self.ipv6 = ipv6
         self.now = Instant(MILLISECOND)
         self.seen: list[Seen] = []
         self.filter: Callable[[Seen], list[bytes]] = lambda seen: [seen.frame]
@@ -66,7 +74,7 @@ class AdapterPair:
         for index in range(2):
             self.nodes[index].power_on()
             adapter = Adapter(
-                port=PortFacts(bytes([2, 0, 0, 0, 0, index]), ipv4_bytes(self.address(index)), mtu),
+                port=PortFacts(bytes([2, 0, 0, 0, 0, index]), address_bytes(self.address(index)), mtu),
                 identity=Identity(index + 1, 0, keys[index]),
                 node_memory=self.nodes[index],
                 rng=random.Random(f"{seed}/{index}"),
@@ -78,10 +86,9 @@ class AdapterPair:
             context.attach(1)
             self.contexts.append(context)
 
-    @staticmethod
-    def address(index: int) -> str:
-        """The IPv4 address of adapter `index`."""
-        return f"10.77.0.{index + 1}"
+    def address(self, index: int) -> str:
+        """The address of adapter `index`."""
+        return f"fd77::{index + 1}" if self.ipv6 else f"10.77.0.{index + 1}"
 
     def step(self) -> bool:
         """Both take their doorbells and send; False when nothing crossed."""
@@ -118,13 +125,20 @@ class AdapterPair:
 class Party:
     """A host's end of a queue pair: protection domain, one region, one completion queue."""
 
-    def __init__(self, context: Context, *, length: int = 65536, depth: int = 64) -> None:
+    def __init__(
+        self, context: Context, *, length: int = 65536, depth: int = 64, access: AccessFlags = ALL_ACCESS
+    ) -> None:
         self.context = context
         self.pd = PD(context)
-        self.mr = MR(self.pd, length, ALL_ACCESS)
+        self.access = access
+        self.mr = MR(self.pd, length, access)
         self.cq = CQ(context, 4 * depth)
         cap = QPCap(max_send_wr=depth, max_recv_wr=depth)
         self.qp = QP(self.pd, QPInitAttr(cap=cap, scq=self.cq, rcq=self.cq))
+
+    def another_region(self, length: int, access: AccessFlags | None = None) -> MR:
+        """One more region in the same domain."""
+        return MR(self.pd, length, self.access if access is None else access)
 
     def completions(self) -> list[WC]:
         """What has completed."""
@@ -135,8 +149,16 @@ class Party:
         return [completion.status for completion in self.completions()]
 
 
-def connect_by_hand(pair: AdapterPair, parties: tuple[Party, Party], **attributes: int) -> None:
-    """Connects the two queue pairs as an engineer does without CM: each is told number and PSN of the other."""
+def connect_by_hand(
+    pair: AdapterPair,
+    parties: tuple[Party, Party],
+    *,
+    only_to: tuple[QPState, QPState] = (QPState.RTS, QPState.RTS),
+    **attributes: int,
+) -> None:
+    """Connects the two queue pairs as an engineer does without CM: each is told number and PSN of the other. `only_to`
+    lets one of them stop in RTR.
+    """
     psns = (0xFFFFFE, 0x000123)
     for index, party in enumerate(parties):
         attr = QPAttr(
@@ -149,4 +171,7 @@ def connect_by_hand(pair: AdapterPair, parties: tuple[Party, Party], **attribute
         )
         for name, value in attributes.items():
             setattr(attr, name, value)
-        party.qp.to_rts(attr)
+        if only_to[index] is QPState.RTS:
+            party.qp.to_rts(attr)
+        else:
+            party.qp.to_rtr(attr)

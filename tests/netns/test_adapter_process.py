@@ -7,6 +7,7 @@ import os
 import random
 import select
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,16 @@ from pathlib import Path
 import pytest
 
 from emul import process
-from emul.control import SocketDevice
+from emul.cm import CmEventType, CmId
+from emul.cm_machine import CmEvent
+from emul.control import SocketDevice, receive_message, send_message
 from emul.errors import DeviceGone, RDMAError
 from emul.memory import Memory
 from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
 from emul.verbs import Context
 from emul.vocabulary import (
     GID,
+    MTU,
     SGE,
     AHAttr,
     AsyncEvent,
@@ -33,18 +37,25 @@ from emul.vocabulary import (
     WCStatus,
     WROpcode,
 )
+from emul.wellknown import SERVICE_ID, ConnectReply, ConnectRequest, proof
+from emul.wire.address import address_bytes
 from tests.helpers.adapters import ALL_ACCESS, Party
 from tests.helpers.network import DEADLINE_S, Pair, wait_until
 
 pytestmark = [pytest.mark.netns, pytest.mark.root]
 GARBAGE_FRAMES = 500
+A4, B4 = "10.77.0.1", "10.77.0.2"
+A6, B6 = "fd77::1", "fd77::2"
 
 
 class RealAdapters:
     """Two adapter processes, 0 at the left end of a cable and 1 at its right end."""
 
-    def __init__(self, directory: Path, wire: str) -> None:
-        self.cable = Pair()
+    def __init__(
+        self, directory: Path, wire: str, *, mtu: int = 2200, addresses: tuple[object, object] = (A4, B4)
+    ) -> None:
+        self.cable = Pair(mtu=mtu)
+        self.addresses = addresses
         self.directory = directory
         self.wire = wire
         self.nodes = [NodeMemory(Memory.open_file(directory / f"{i}.mem", NODE_MEMORY_BYTES)) for i in range(2)]
@@ -56,7 +67,7 @@ class RealAdapters:
             "node_id": index + 1,
             "adapter_index": 0,
             "interface": ("left0", "right0")[index],
-            "address": self.address(index),
+            "address": self.addresses[index],
             "wire": self.wire,
             "control": str(self.directory / f"{index}.sock"),
             "node_memory": str(self.directory / f"{index}.mem"),
@@ -70,9 +81,10 @@ class RealAdapters:
             os._exit(0)
         return pid
 
-    @staticmethod
-    def address(index: int) -> str:
-        return f"10.77.0.{index + 1}"
+    def address(self, index: int, number: int = 0) -> str:
+        """Address `number` of adapter `index`."""
+        given = self.addresses[index]
+        return str(given[number]) if isinstance(given, list) else str(given)
 
     def attach(self, index: int, incarnation: int = 1) -> Context:
         """Becomes the host of an adapter."""
@@ -88,16 +100,20 @@ class RealAdapters:
         context.attach(incarnation)
         return context
 
-    def parties(self) -> tuple[Party, Party]:
-        """A connected pair of queue pairs, both hosts in this process."""
-        parties = Party(self.attach(0)), Party(self.attach(1))
+    def parties(
+        self, number: int = 0, contexts: tuple[Context, Context] | None = None, path_mtu: MTU = MTU.MTU_1024
+    ) -> tuple[Party, Party]:
+        """A connected pair of queue pairs over address `number` of each, both hosts in this process."""
+        left, right = contexts or (self.attach(0), self.attach(1))
+        parties = Party(left), Party(right)
         for index, party in enumerate(parties):
             party.qp.to_rts(
                 QPAttr(
                     dest_qp_num=parties[1 - index].qp.qp_num,
                     qp_access_flags=ALL_ACCESS,
-                    ah_attr=AHAttr(gr=GlobalRoute(dgid=GID(self.address(1 - index)))),
+                    ah_attr=AHAttr(gr=GlobalRoute(dgid=GID(self.address(1 - index, number)))),
                     timeout=12,
+                    path_mtu=path_mtu,
                 )
             )
         return parties
@@ -234,3 +250,87 @@ def test_a_stopped_adapter_is_waited_for_and_a_killed_one_is_an_event(adapters: 
     adapters.pids[1] = adapters._start(1)
     fresh = adapters.attach(1, incarnation=1)
     assert fresh.resources()["qp"] == 0  # a card that was replaced knows nothing
+
+
+@pytest.fixture(params=["xdp", "packet"])
+def over_ipv6(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RealAdapters]:
+    real = RealAdapters(tmp_path, request.param, mtu=4200, addresses=([A6, A4], [B6, B4, "fe80::2"]))
+    yield real
+    real.close()
+
+
+def test_over_ipv6_bytes_cross_in_packets_of_4096_and_are_read_back(over_ipv6: RealAdapters) -> None:
+    a, b = over_ipv6.parties(path_mtu=MTU.MTU_4096)
+    data = random.Random(1).randbytes(60_000)
+    assert write(a, b, data) == [WCStatus.SUCCESS]
+    assert b.mr.read(len(data), 0) == data
+    b.mr.write(data[::-1], len(data))
+    request = SendWR(2, WROpcode.RDMA_READ, sg=[SGE(a.mr.buf, len(data), a.mr.lkey)])
+    request.set_wr_rdma(b.mr.rkey, b.mr.buf)
+    a.qp.post_send(request)
+    assert completed(a) == [WCStatus.SUCCESS]
+    assert a.mr.read(len(data), 0) == data[::-1]
+    facts = inspected(over_ipv6, 1)
+    assert facts["wire"] in ("xdp-native", "packet"), "4,176-byte packets need two buffers over AF_XDP"
+    assert a.context.query_port().active_mtu == MTU.MTU_4096
+
+
+def test_both_families_are_served_at_once(over_ipv6: RealAdapters) -> None:
+    contexts = over_ipv6.attach(0), over_ipv6.attach(1)
+    for number in (0, 1, 0):
+        a, b = over_ipv6.parties(number, contexts, MTU.MTU_2048)
+        assert write(a, b, f"address {number}".encode()) == [WCStatus.SUCCESS]
+        assert b.mr.read(9, 0) == f"address {number}".encode()
+
+
+def test_the_firmware_answers_a_call_over_ipv6(over_ipv6: RealAdapters) -> None:
+    context = over_ipv6.attach(0)
+    party = Party(context)
+    party.qp.to_init(QPAttr())
+    cm = CmId(party.qp)
+    request = ConnectRequest(1, 0, 1, b"sixteen bytes it").emit()
+    cm.connect(B6, SERVICE_ID, request, QPAttr(timeout=12, retry_cnt=2))
+    events: list[CmEvent] = []
+
+    def told() -> bool:
+        events.extend(context.get_cm_events())
+        return bool(events)
+
+    wait_until(told, "the firmware's reply")
+    assert events[0].kind is CmEventType.REPLY
+    reply = ConnectReply.parse(events[0].private_data)
+    assert reply is not None
+    cm.establish(proof(b"k", "caller", reply.challenge, 1, 1))
+    wait_until(lambda: party.qp.query().qp_state is QPState.RTS, "the queue pair is ready")
+
+
+def test_garbage_over_ipv6_is_counted_and_traffic_goes_on(over_ipv6: RealAdapters) -> None:
+    a, b = over_ipv6.parties()
+    chance = random.Random(6)
+    hose = over_ipv6.cable.left.raw_socket("left0")
+    header = Pair.RIGHT_MAC + Pair.LEFT_MAC + b"\x86\xdd"
+    before = b.context.counters()
+    for _ in range(GARBAGE_FRAMES):
+        packet = bytearray(header + chance.randbytes(chance.randrange(80, 1200)))
+        packet[14], packet[20], packet[56:58] = 0x60, 17, b"\x12\xb7"
+        packet[38:54] = address_bytes(B6)
+        hose.send(packet)
+        packet[20], packet[54] = 58, 135 + chance.randrange(2)
+        packet[62:78] = address_bytes(B6)
+        hose.send(packet)
+    hose.close()
+    assert write(a, b, b"still here") == [WCStatus.SUCCESS]
+    after = b.context.counters()
+    assert after["rx_bad_nd"] == GARBAGE_FRAMES
+    assert sum(after.values()) >= sum(before.values()) + 2 * GARBAGE_FRAMES
+
+
+def inspected(adapters: RealAdapters, index: int) -> dict[str, object]:
+    """What an adapter tells anybody who looks."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as channel:
+        channel.settimeout(DEADLINE_S)
+        channel.connect(str(adapters.directory / f"{index}.sock"))
+        send_message(channel, {"op": "inspect", "id": 1}, [])
+        received = receive_message(channel)
+    assert received is not None
+    return received[0]

@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,11 +19,14 @@ from emul.port.open import open_port
 from emul.port.packet import PacketPort
 from emul.port.sysfs import open_attributes
 from emul.port.xdp import XdpPort
-from emul.wire.frame import ARP_REPLY, ARP_REQUEST, Arp, Flow, ipv4_bytes
+from emul.wire.address import address_bytes
+from emul.wire.discovery import ALL_NODES, Advertisement, Solicitation, solicited_node
+from emul.wire.frame import ARP_REPLY, ARP_REQUEST, Arp, Flow, ipv4_bytes, make_flow
 from lab.fabric import namespaces
 from tests.helpers.network import Namespace, Pair, wait_until
 
 LEFT, RIGHT, OTHER = "10.77.0.1", "10.77.0.2", "10.77.0.3"
+LEFT6, RIGHT6, OTHER6 = "fd77::1", "fd77::2", "fd77::3"
 RealPort = XdpPort | PacketPort
 pytestmark = [pytest.mark.netns, pytest.mark.root]
 
@@ -39,7 +43,7 @@ def opened(pair: Pair) -> Iterator[Callable[..., RealPort]]:
     """Opens ports ("left" or "right") and closes them at the end."""
     ports: list[RealPort] = []
 
-    def opens(side: str, wire: str, address: str | None = None, **sizes: int) -> RealPort:
+    def opens(side: str, wire: str, address: str | list[str] | None = None, **sizes: int) -> RealPort:
         with getattr(pair, side).entered():
             name, own = f"{side}0", LEFT if side == "left" else RIGHT
             port = XdpPort(name, address or own, **sizes) if sizes else open_port(name, wire, address or own)
@@ -59,6 +63,25 @@ def frame(length: int = 100, *, target: str = RIGHT, number: int = 0) -> bytes:
     )  # fmt: skip
     bth = b"\x04\0\xff\xff\0\0\0\x11" + number.to_bytes(4, "big")
     return flow.frame(bth, bytes(length - 58))
+
+
+def frame6(length: int = 100, *, target: str = RIGHT6) -> bytes:
+    """The same over IPv6."""
+    flow = make_flow(
+        source_mac=Pair.LEFT_MAC, target_mac=Pair.RIGHT_MAC, source=address_bytes(LEFT6),
+        target=address_bytes(target), source_port=0xC000,
+    )  # fmt: skip
+    return flow.frame(bytes(12), bytes(length - 78))
+
+
+def asks(target: str) -> bytes:
+    wanted = address_bytes(target)
+    return Solicitation(address_bytes(LEFT6), solicited_node(wanted), wanted, Pair.LEFT_MAC).emit()
+
+
+def tells(destination: bytes) -> bytes:
+    left = address_bytes(LEFT6)
+    return Advertisement(left, destination, left, Pair.LEFT_MAC, solicited=False, override=True).emit(Pair.RIGHT_MAC)
 
 
 def numbers(frames: list[bytes]) -> list[int]:
@@ -118,6 +141,50 @@ def test_what_is_for_others_is_left_to_the_kernel(pair: Pair, opened: Callable[.
     raw.send(good)
     assert receive(right, 1) == [good]
     raw.close()
+
+
+@each_wire
+@pytest.mark.parametrize("own", [[RIGHT6], [RIGHT, RIGHT6], ["fe80::2", RIGHT, RIGHT6]], ids=len)
+def test_over_ipv6_its_own_frames_and_neighbour_discovery_are_taken(
+    pair: Pair, opened: Callable[..., RealPort], wire: str, own: list[str]
+) -> None:
+    right = opened("right", wire, own)
+    raw = pair.left.raw_socket("left0")
+    good = frame6()
+    port, tcp, options, version, cut = (bytearray(good) for _ in range(5))
+    port[57] ^= 1
+    tcp[20], options[20], version[14] = 6, 0, 0x50
+    others = [frame6(target=OTHER6), asks(OTHER6), tells(address_bytes(OTHER6)), port, tcp, options, version]
+    tagged = good[:12] + b"\x81\x00\x00\x01" + good[12:]
+    for other in (*others, tagged, cut[:61], asks(RIGHT6)[:77]):
+        raw.send(other)
+    assert nothing_comes(right)
+    mine = [good, frame6(2000), asks(RIGHT6), tells(address_bytes(RIGHT6)), tells(ALL_NODES)]
+    mine += [frame(number=3)] if RIGHT in own else []
+    for each in mine:
+        raw.send(each)
+    assert receive(right, len(mine)) == mine
+    raw.close()
+
+
+def group_addresses(namespace: Namespace, interface: str) -> set[bytes]:
+    """The Ethernet groups that an interface passes up."""
+    with namespace.entered():
+        rows = [line.split() for line in Path("/proc/thread-self/net/dev_mcast").read_text().splitlines()]
+    return {bytes.fromhex(row[4]) for row in rows if row[1] == interface}
+
+
+@each_wire
+def test_a_port_joins_the_groups_of_its_ipv6_addresses_and_leaves_them(
+    pair: Pair, opened: Callable[..., RealPort], wire: str
+) -> None:
+    asked_at, all_nodes = bytes.fromhex("3333ff000002"), bytes.fromhex("333300000001")
+    before = group_addresses(pair.right, "right0")
+    assert asked_at not in before
+    right = opened("right", wire, RIGHT6)
+    assert group_addresses(pair.right, "right0") == before | {asked_at, all_nodes}
+    right.close()
+    assert group_addresses(pair.right, "right0") == before
 
 
 @each_wire
@@ -346,21 +413,95 @@ def test_what_is_not_there_or_down_is_told_in_words(pair: Pair, opened: Callable
     assert opened("left", wire).mtu == 2200
 
 
-def test_an_mtu_too_large_for_xdp_falls_back_and_says_so() -> None:
-    pair = Pair(mtu=4200)
-    with pair.left.entered():
-        with pytest.raises(PortUnsupported, match="MTU 4200 is too large"):
-            open_port("left0", "xdp", LEFT)
-        port = open_port("left0", "auto", LEFT)
-    assert port.wire == "packet"
-    assert "MTU 4200 is too large" in str(port.fallback_reason)
-    with pair.right.entered():
-        other = open_port("right0", "packet", RIGHT)
-    port.send([frame(4214)])
-    assert len(receive(other, 1)[0]) == 4214
-    port.close()
-    other.close()
-    pair.close()
+class Jumbo:
+    """A cable of any MTU and the ports at its ends."""
+
+    def __init__(self) -> None:
+        self.pairs: dict[int, Pair] = {}
+        self.ports: list[RealPort] = []
+
+    def __call__(self, mtu: int, side: str, wire: str) -> RealPort:
+        if mtu not in self.pairs:
+            self.pairs[mtu] = Pair(mtu=mtu)
+        with getattr(self.pairs[mtu], side).entered():
+            self.ports.append(open_port(f"{side}0", wire, LEFT if side == "left" else RIGHT))
+        return self.ports[-1]
+
+
+@pytest.fixture
+def jumbo() -> Iterator[Jumbo]:
+    made = Jumbo()
+    yield made
+    for port in made.ports:
+        port.close()
+    for pair in made.pairs.values():
+        pair.close()
+
+
+@both_wires
+@pytest.mark.parametrize("mtu", [4200, 9000])
+def test_frames_larger_than_a_chunk_arrive_unchanged(jumbo: Jumbo, mtu: int, wires: str) -> None:
+    left_wire, right_wire = wires.split("-")
+    left, right = jumbo(mtu, "left", left_wire), jumbo(mtu, "right", right_wire)
+    assert (left.mtu, left.fallback_reason, right.fallback_reason) == (mtu, None, None)
+    chance = random.Random(mtu)
+    edges = (58, 3582, 3838, 3842, 4094, 4098, mtu + 14)  # what a chunk holds with the kernel's headroom, and without
+    for turn in range(60):
+        lengths = [chance.choice(edges) for _ in range(7)]
+        sent = [frame(length - length % 4 + 2, number=turn * 8 + place) for place, length in enumerate(lengths)]
+        assert left.send(sent) == len(sent)
+        assert receive(right, len(sent)) == sent
+    assert left.counters()["tx_frames"] == right.counters()["rx_frames"] == 420
+    assert left.send([frame(mtu + 18), frame(mtu + 14)]) == 2
+    assert len(receive(right, 1)[0]) == mtu + 14
+    assert (left.counters()["tx_dropped"], left.counters()["tx_frames"]) == (1, 421)
+
+
+def test_a_burst_of_large_frames_loses_whole_frames_alone(jumbo: Jumbo) -> None:
+    left, right = jumbo(4200, "left", "xdp"), jumbo(4200, "right", "xdp")
+    for _ in range(3):
+        assert left.send([frame(4214, number=number) for number in range(600)]) == 600
+        assert right.receive(3), "as many as were asked for"
+        got = numbers(right.receive(1000))
+        assert got == list(range(3, 256)), "two places of 512 for each frame"
+    left.send([frame(4214, number=7), frame(number=8)])
+    assert numbers(receive(right, 2)) == [7, 8]
+
+
+def test_large_frames_are_lost_on_a_dead_interface_and_none_is_late(jumbo: Jumbo) -> None:
+    left, right = jumbo(4200, "left", "xdp"), jumbo(4200, "right", "xdp")
+    namespace = jumbo.pairs[4200].left
+    for turn in range(3):
+        namespace.set_up("left0", False)
+        assert left.send([frame(4214)] * 200) == 200, "a ring of 256 takes them all, two places each"
+        assert left.send([frame(100)] * 5) == 5
+        namespace.set_up("left0", True)
+        wait_until(lambda: left.carrier() and right.carrier(), "both ends see the carrier")
+        left.send([frame(4214, number=turn)])
+        assert numbers(receive(right, 1)) == [turn]
+    assert (left.counters()["tx_dropped"], left.counters()["tx_frames"]) == (3 * 205, 3)
+
+
+def test_an_mtu_too_large_for_xdp_falls_back_and_says_so(jumbo: Jumbo) -> None:
+    with pytest.raises(PortUnsupported, match="left0: MTU 9300 is too large for AF_XDP here, at most 9216"):
+        jumbo(9300, "left", "xdp")
+    left, right = jumbo(9300, "left", "auto"), jumbo(9300, "right", "packet")
+    assert left.wire == "packet"
+    assert "MTU 9300 is too large" in str(left.fallback_reason)
+    left.send([frame(9314)])
+    assert len(receive(right, 1)[0]) == 9314
+
+
+def test_a_kernel_without_frames_in_several_buffers_is_told_from_a_large_mtu(
+    jumbo: Jumbo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This kernel refuses a flag that it does not know as an older one refuses that one."""
+    monkeypatch.setattr("emul.port.xdp._XDP_USE_SG", 1 << 15)
+    with pytest.raises(PortUnsupported, match=r"MTU 4200 needs frames in several buffers.*Linux 6\.6.*up to MTU 3498"):
+        jumbo(4200, "left", "xdp")
+    left = jumbo(4200, "left", "auto")
+    assert left.wire == "packet"
+    assert "several buffers" in str(left.fallback_reason)
 
 
 def test_without_privilege_in_the_first_user_namespace_packet_sockets_serve() -> None:

@@ -367,12 +367,13 @@ def test_a_completion_queue_that_the_host_never_reads_is_lost_and_its_queue_pair
     assert a.qp.query().qp_state is QPState.ERR
 
 
-# SQD and SQE are no starting points: draining is not offered, and SQE belongs to unreliable queue pairs.
+# SQE is no starting point: it belongs to unreliable queue pairs.
 WAYS = {
     QPState.RESET: [],
     QPState.INIT: [QPState.INIT],
     QPState.RTR: [QPState.INIT, QPState.RTR],
     QPState.RTS: [QPState.INIT, QPState.RTR, QPState.RTS],
+    QPState.SQD: [QPState.INIT, QPState.RTR, QPState.RTS, QPState.SQD],
     QPState.ERR: [QPState.ERR],
 }
 
@@ -390,6 +391,7 @@ def test_only_the_transitions_of_the_specification_are_made(start: QPState, targ
     legal = {
         (QPState.RESET, QPState.INIT), (QPState.INIT, QPState.INIT), (QPState.INIT, QPState.RTR),
         (QPState.RTR, QPState.RTS), (QPState.RTS, QPState.RTS),
+        (QPState.RTS, QPState.SQD), (QPState.SQD, QPState.SQD), (QPState.SQD, QPState.RTS),
     }  # fmt: skip
     attr.qp_state = target
     if (start, target) in legal or target in (QPState.RESET, QPState.ERR):

@@ -40,6 +40,7 @@ PURE_IN_LAB = (
     "lab.topology",
     "lab.units",
     "lab.verdict",
+    "lab.wire",
 )
 CCM_SHELL = (
     "ccm.adapter_port",
@@ -117,9 +118,13 @@ def confinement(module: str, tree: ast.AST) -> Iterator[str]:
 
 
 def independence(module: str, tree: ast.AST) -> Iterator[str]:
-    """A checker that shared the manager's ledger would share its bugs; the parts of a queue pair meet in it alone."""
+    """A checker that shared the manager's ledger, or the adapter's parsers, would share its bugs; the parts of a queue
+    pair meet in it alone.
+    """
     for line, name in imports(tree):
         if within(module, ("lab.check",)) and within(name, MANAGER_LEDGER):
+            yield f"{module}:{line} imports {name}"
+        if within(module, ("lab.wire",)) and not within(name, ("lab.wire",)) and within(name, PACKAGES):
             yield f"{module}:{line} imports {name}"
         if module in QUEUE_PAIR_PARTS and within(name, tuple(part for part in QUEUE_PAIR_PARTS if part != module)):
             yield f"{module}:{line} imports {name}"
@@ -204,6 +209,8 @@ BROKEN = [
     ("confinement", "lab.topology", "import pydantic"),
     ("independence", "lab.check.mirror", "from ccm.session import Session"),
     ("independence", "lab.check.mirror", "from ccm import sessions"),
+    ("independence", "lab.wire.packets", "from emul.wire.headers import Opcode"),
+    ("independence", "lab.wire.packets", "from lab.errors import InputError"),
     ("independence", "emul.requester", "from emul.responder import Responder"),
     ("independence", "emul.completer", "import emul.requester"),
     ("core", "ccm.manager", "from emul.verbs import QP"),
@@ -239,6 +246,7 @@ ALLOWED = [
     ("direction", "lab.runner", "import ccm.history\nimport emul.clock"),
     ("confinement", "lab.injector.forge", "import scapy"),
     ("independence", "lab.check.mirror", "from ccm.history import Entry"),
+    ("independence", "lab.wire.analyzer", "from lab.wire.packets import parse"),
 ]
 
 

@@ -161,7 +161,7 @@ def test_nobody_at_the_other_end_is_unreachable() -> None:
     [
         (SERVICE_ID + 1, None),
         (SERVICE_ID, b""),
-        (SERVICE_ID, b"nonsense" * 8),
+        (SERVICE_ID, b"nonsense" * 7),
         (SERVICE_ID, ConnectRequest(0, 0, 1, CHALLENGE).emit()),
         (SERVICE_ID, ConnectRequest(1, 9, 1, CHALLENGE).emit()),
         (SERVICE_ID, ConnectRequest(1, 0, 1, CHALLENGE, version=9).emit()),

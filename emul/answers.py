@@ -1,0 +1,125 @@
+"""What a responder still has to say: acknowledgements, READ responses, atomic answers, in the order of PSNs.
+
+The sending half of the responder. It cuts a READ's data into packets when their turn comes and reads memory only then;
+it checks nothing that the responder has checked, except that a region still has its key.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from emul.regions import MemoryRegion
+from emul.wire.headers import AETH, ATOMIC_ACK_ETH, BTH, P_KEY_FULL, PAD_SHIFT, Opcode, Syndrome
+from emul.wire.psn import PSN_MASK
+
+ANSWERS_MAX = 256
+"""Answers that wait to be sent; at the bound duplicates go unanswered (the requester asks again)."""
+
+_ACKNOWLEDGE = int(Opcode.ACKNOWLEDGE)
+_FIRST, _MIDDLE = int(Opcode.RDMA_READ_RESPONSE_FIRST), int(Opcode.RDMA_READ_RESPONSE_MIDDLE)
+_LAST, _ONLY = int(Opcode.RDMA_READ_RESPONSE_LAST), int(Opcode.RDMA_READ_RESPONSE_ONLY)
+_ACK = int(Syndrome.ACK)
+_ZEROS = (b"", b"\0", b"\0\0", b"\0\0\0")
+
+
+class ReadJob:
+    """A response that is being sent: a READ's data, or none at all for a FLUSH or an ATOMIC WRITE."""
+
+    __slots__ = ("buffer", "first", "holds_slot", "msn", "offset", "psn", "region")
+
+    def __init__(self, region: MemoryRegion | None, buffer: memoryview, psn: int, msn: int, holds_slot: bool) -> None:
+        self.region = region
+        self.buffer = buffer
+        self.offset = 0
+        self.psn = psn
+        self.msn = msn
+        self.first = True
+        self.holds_slot = holds_slot
+
+
+class AtomicAnswer:
+    """The value that an atomic found."""
+
+    __slots__ = ("holds_slot", "msn", "original", "psn")
+
+    def __init__(self, psn: int, msn: int, original: int, holds_slot: bool) -> None:
+        self.psn = psn
+        self.msn = msn
+        self.original = original
+        self.holds_slot = holds_slot
+
+
+class Answers:
+    """All answers of a queue pair that wait to be sent."""
+
+    __slots__ = ("_destination", "_mtu", "_waiting", "dead_region", "slots")
+
+    def __init__(self, *, destination_qpn: int, mtu: int) -> None:
+        self._destination = destination_qpn
+        self._mtu = mtu
+        self._waiting: deque[tuple[int, int, int] | ReadJob | AtomicAnswer] = deque()
+        self.slots = 0
+        """READs, atomics, FLUSHes and ATOMIC WRITEs whose answer is not out yet, repeated ones not counted."""
+        self.dead_region = False
+        """A region lost its key in the middle of a response: refused with a NAK, and the queue pair must go to ERR."""
+
+    def has_room(self) -> bool:
+        """Whether one more may wait."""
+        return len(self._waiting) < ANSWERS_MAX
+
+    def acknowledge(self, psn: int, syndrome: int, msn: int) -> None:
+        """ACK or NAK."""
+        self._waiting.append((psn, syndrome, msn))
+
+    def respond(
+        self, region: MemoryRegion | None, buffer: memoryview, psn: int, msn: int, *, repeated: bool = False
+    ) -> None:
+        """A READ response of `buffer`, which may be empty."""
+        self.slots += not repeated
+        self._waiting.append(ReadJob(region, buffer, psn, msn, not repeated))
+
+    def answer_atomic(self, psn: int, msn: int, original: int, *, repeated: bool = False) -> None:
+        """An ATOMIC ACKNOWLEDGE with the value that was there before."""
+        self.slots += not repeated
+        self._waiting.append(AtomicAnswer(psn, msn, original, not repeated))
+
+    def next_packet(self) -> tuple[bytes, bytes] | None:
+        """BTH and rest of the oldest answer; None where none waits."""
+        if not self._waiting:
+            return None
+        answer = self._waiting[0]
+        if isinstance(answer, tuple):
+            self._waiting.popleft()
+            psn, syndrome, msn = answer
+            return BTH.pack(_ACKNOWLEDGE, 0, P_KEY_FULL, self._destination, psn), AETH.pack(syndrome << 24 | msn)
+        if isinstance(answer, AtomicAnswer):
+            self._done(answer.holds_slot)
+            bth = BTH.pack(Opcode.ATOMIC_ACKNOWLEDGE, 0, P_KEY_FULL, self._destination, answer.psn)
+            return bth, AETH.pack(_ACK << 24 | answer.msn) + ATOMIC_ACK_ETH.pack(answer.original)
+        if answer.region is not None and not answer.region.valid:
+            return self._refuse_rest(answer)
+        return self._response(answer)
+
+    def _response(self, job: ReadJob) -> tuple[bytes, bytes]:
+        chunk = job.buffer[job.offset : job.offset + self._mtu]
+        job.offset += len(chunk)
+        last = job.offset >= len(job.buffer)
+        opcode = (_ONLY if last else _FIRST) if job.first else (_LAST if last else _MIDDLE)
+        pad = -len(chunk) & 3
+        bth = BTH.pack(opcode, pad << PAD_SHIFT, P_KEY_FULL, self._destination, job.psn)
+        head = b"" if opcode == _MIDDLE else AETH.pack(_ACK << 24 | job.msn)
+        job.psn = (job.psn + 1) & PSN_MASK
+        job.first = False
+        if last:
+            self._done(job.holds_slot)
+        return bth, b"".join((head, chunk, _ZEROS[pad]))
+
+    def _refuse_rest(self, job: ReadJob) -> tuple[bytes, bytes]:
+        self._waiting.clear()  # nothing after a fatal NAK
+        self.dead_region = True
+        bth = BTH.pack(_ACKNOWLEDGE, 0, P_KEY_FULL, self._destination, job.psn)
+        return bth, AETH.pack(Syndrome.NAK_REMOTE_ACCESS << 24 | job.msn)
+
+    def _done(self, holds_slot: bool) -> None:
+        self._waiting.popleft()
+        self.slots -= holds_slot
