@@ -16,7 +16,6 @@ send is what we have. Numbers are those of linux/if_xdp.h.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import mmap
@@ -42,7 +41,7 @@ _XDP_COPY, _XDP_USE_NEED_WAKEUP, _XDP_USE_SG = 1 << 1, 1 << 3, 1 << 4
 _CONTINUED = 1 << 32
 """XDP_PKT_CONTD, in the descriptor's word that has the length in its low half."""
 _LENGTH = 0xFFFF_FFFF
-_RING_NEED_WAKEUP = 1
+_DONT_WAIT = int(socket.MSG_DONTWAIT)
 
 _UMEM_REG = struct.Struct("=QQIIII")  # address, bytes, chunk bytes, headroom, flags, padding
 _SOCKADDR_XDP = struct.Struct("=HHIII")  # family, flags, interface index, queue, shared umem descriptor
@@ -61,6 +60,8 @@ MTU_MAX = 9216
 RECEIVE_FRAMES = 512
 """Frames that may wait for us; more are dropped by the kernel and counted."""
 TRANSMIT_FRAMES = 256
+_UNREAPED_MAX = 16
+"""Chunks that the kernel may have done with before they are looked for: few, so that those in use stay in the cache."""
 _BIND_ATTEMPTS_MAX = 250
 _BIND_PAUSE_S = 0.002
 """The kernel frees a closed socket's queue from a work queue: a port that was just closed leaves it a little later."""
@@ -72,9 +73,9 @@ _Offsets = tuple[int, int, int, int]
 
 
 class _Ring:
-    """A ring's mapping: `words[producer]` and `words[consumer]` are its indices, `words[flags]` the kernel's wishes."""
+    """A ring's mapping: `words[producer]` and `words[consumer]` are its indices."""
 
-    __slots__ = ("_mapping", "consumer", "entries", "flags", "producer", "words")
+    __slots__ = ("_mapping", "consumer", "entries", "producer", "words")
 
     def __init__(self, fd: int, page_offset: int, offsets: _Offsets, size: int, words_per_entry: int) -> None:
         start, end = offsets[2], offsets[2] + 8 * words_per_entry * size
@@ -82,12 +83,12 @@ class _Ring:
         view = memoryview(self._mapping)
         self.words = view[: start & ~3].cast("I")
         self.entries = view[start:end].cast("Q")
-        self.producer, self.consumer, self.flags = offsets[0] // 4, offsets[1] // 4, offsets[3] // 4
+        self.producer, self.consumer = offsets[0] // 4, offsets[1] // 4
 
     def close(self) -> None:
         self.words.release()
         self.entries.release()
-        # The view that both were cut from keeps the mapping until it is collected.
+        self._mapping.close()  # as long as it is there, the kernel keeps the socket and its queue
 
 
 class XdpPort:
@@ -119,6 +120,7 @@ class XdpPort:
         self._interface = Interface(interface)
         self._lease: Lease | None = None
         self._groups = None
+        self._rings: list[_Ring] = []
         self._closers: list[int] = []
         self.fallback_reason: str | None = None
         try:
@@ -135,39 +137,32 @@ class XdpPort:
 
     def receive(self, frames_max: int = FRAMES_PER_TURN_MAX) -> list[bytes]:
         """Takes waiting frames from the receive ring and gives their chunks back to the kernel."""
-        if self._scattered:
-            return self._receive_scattered(frames_max)
-        ring = self._receive_ring
-        taken = self._received
-        count = (ring.words[ring.producer] - taken) & 0xFFFF_FFFF
+        words, taken = self._receive_words, self._received
+        count = (words[self._receive_producer] - taken) & 0xFFFF_FFFF
         if not count:
             return []
+        if self._scattered:
+            return self._receive_scattered(count, frames_max)
         if count > frames_max:
             count = frames_max
-        umem, entries, mask = self._umem, ring.entries, self._receive_mask
-        fill = self._fill_ring
-        chunks, filled = fill.entries, self._filled
+        umem, entries, mask = self._umem, self._receive_entries, self._receive_mask
+        chunks, filled = self._fill_entries, self._filled
         frames = []
         for index in range(count):
             place = ((taken + index) & mask) * 2
             start = entries[place]
-            frames.append(umem[start : start + (entries[place + 1] & 0xFFFF_FFFF)])
+            frames.append(umem[start : start + (entries[place + 1] & _LENGTH)])
             chunks[(filled + index) & mask] = start
-        self._received = taken = (taken + count) & 0xFFFF_FFFF
-        ring.words[ring.consumer] = taken
-        self._filled = filled = (filled + count) & 0xFFFF_FFFF
-        fill.words[fill.producer] = filled
-        if fill.words[fill.flags] & _RING_NEED_WAKEUP:
-            self._wake_fill()
+        self._received = words[self._receive_consumer] = (taken + count) & 0xFFFF_FFFF
+        # In copy mode the kernel looks at the fill ring with each frame and never asks to be woken for it.
+        self._filled = self._fill_words[self._fill_producer] = (filled + count) & 0xFFFF_FFFF
         self._rx_frames += count
         return frames
 
-    def _receive_scattered(self, frames_max: int) -> list[bytes]:
+    def _receive_scattered(self, count: int, frames_max: int) -> list[bytes]:
         """The same where a frame may lie in several chunks; one whose end is not there yet waits."""
-        ring, fill = self._receive_ring, self._fill_ring
         taken, filled = self._received, self._filled
-        count = (ring.words[ring.producer] - taken) & 0xFFFF_FFFF
-        umem, mask = self._umem, self._receive_mask
+        umem, entries, mask = self._umem, self._receive_entries, self._receive_mask
         frames: list[bytes] = []
         pieces: list[bytes] = []
         whole = 0
@@ -175,29 +170,26 @@ class XdpPort:
             if len(frames) == frames_max:
                 break
             place = ((taken + index) & mask) * 2
-            start, described = ring.entries[place], ring.entries[place + 1]
-            fill.entries[(filled + index) & mask] = start
+            start, described = entries[place], entries[place + 1]
+            self._fill_entries[(filled + index) & mask] = start
             pieces.append(umem[start : start + (described & _LENGTH)])
             if not described & _CONTINUED:
                 frames.append(pieces[0] if len(pieces) == 1 else b"".join(pieces))
                 pieces.clear()
                 whole = index + 1
-        if whole:
-            self._received = (taken + whole) & 0xFFFF_FFFF
-            ring.words[ring.consumer] = self._received
-            self._filled = (filled + whole) & 0xFFFF_FFFF
-            fill.words[fill.producer] = self._filled
-            if fill.words[fill.flags] & _RING_NEED_WAKEUP:
-                self._wake_fill()
-            self._rx_frames += len(frames)
+        self._received = self._receive_words[self._receive_consumer] = (taken + whole) & 0xFFFF_FFFF
+        self._filled = self._fill_words[self._fill_producer] = (filled + whole) & 0xFFFF_FFFF
+        self._rx_frames += len(frames)
         return frames
 
     def send(self, frames: Sequence[bytes]) -> int:
         """Puts frames on the transmit ring and has the kernel send them before it returns."""
         if self._scattered:
             return self._send_scattered(frames)
-        free, ring, umem = self._free, self._transmit_ring, self._umem
-        entries, mask, frame_max = ring.entries, self._transmit_mask, self._frame_bytes_max
+        free, umem = self._free, self._umem
+        if len(free) < self._free_low:
+            self._reap()
+        entries, mask, frame_max = self._transmit_entries, self._transmit_mask, self._frame_bytes_max
         placed = self._placed
         taken = 0
         for frame in frames:
@@ -207,9 +199,8 @@ class XdpPort:
                 taken += 1
                 continue
             if not free:
-                self._placed = placed
-                ring.words[ring.producer] = placed
-                self._transmit()
+                self._transmit(placed)
+                self._reap()
                 placed = self._placed
                 if not free:
                     break
@@ -220,9 +211,7 @@ class XdpPort:
             entries[place + 1] = length
             placed = (placed + 1) & 0xFFFF_FFFF
             taken += 1
-        self._placed = placed
-        ring.words[ring.producer] = placed
-        self._transmit()
+        self._transmit(placed)
         return taken
 
     def _send_scattered(self, frames: Sequence[bytes]) -> int:
@@ -233,27 +222,27 @@ class XdpPort:
                 self._tx_dropped += 1
                 continue
             if len(self._free) * CHUNK_BYTES < length:
-                self._transmit()
+                self._transmit(self._placed)
+                self._reap()
                 if len(self._free) * CHUNK_BYTES < length:
                     return taken
             self._place_scattered(frame)
-        self._transmit()
+        self._transmit(self._placed)
         return len(frames)
 
     def _place_scattered(self, frame: bytes) -> None:
-        ring, umem, placed = self._transmit_ring, self._umem, self._placed
+        entries, umem, placed = self._transmit_entries, self._umem, self._placed
         for offset in range(0, len(frame), CHUNK_BYTES):
             piece = frame[offset : offset + CHUNK_BYTES]
             start = self._free.pop()
             umem[start : start + len(piece)] = piece
             place = (placed & self._transmit_mask) * 2
             last = offset + CHUNK_BYTES >= len(frame)
-            ring.entries[place] = start
-            ring.entries[place + 1] = len(piece) if last else len(piece) | _CONTINUED
+            entries[place] = start
+            entries[place + 1] = len(piece) if last else len(piece) | _CONTINUED
             placed = (placed + 1) & 0xFFFF_FFFF
             self._continuations += not last
         self._placed = placed
-        ring.words[ring.producer] = placed
 
     def carrier(self) -> bool:
         """Whether the cable is alive, read now."""
@@ -274,11 +263,9 @@ class XdpPort:
         for fd in reversed(self._closers):
             os.close(fd)
         self._closers = []
-        for name in ("_receive_ring", "_transmit_ring", "_fill_ring", "_completion_ring"):
-            ring: _Ring | None = getattr(self, name, None)
-            if ring is not None:
-                ring.close()
-                delattr(self, name)
+        for ring in self._rings:
+            ring.close()
+        self._rings = []
         opened: socket.socket | None = getattr(self, "_socket", None)
         if opened is not None:
             opened.close()
@@ -302,7 +289,7 @@ class XdpPort:
         name = self._interface.name
         try:
             self._make_socket(receive_frames, transmit_frames)
-            self._fd = self._socket.fileno()
+            self._fd, self._kick = self._socket.fileno(), self._socket.send
             self._map_rings(receive_frames, transmit_frames)
             self._start_counting(receive_frames, transmit_frames)
             self._bind()
@@ -331,11 +318,21 @@ class XdpPort:
 
     def _map_rings(self, receive_frames: int, transmit_frames: int) -> None:
         numbers = _OFFSETS.unpack(self._socket.getsockopt(_SOL_XDP, _XDP_MMAP_OFFSETS, _OFFSETS.size))
-        receive, transmit, fill, completion = (numbers[start : start + 4] for start in (0, 4, 8, 12))
-        self._receive_ring = _Ring(self._fd, _PGOFF_RX, receive, receive_frames, 2)
-        self._transmit_ring = _Ring(self._fd, _PGOFF_TX, transmit, transmit_frames, 2)
-        self._fill_ring = _Ring(self._fd, _PGOFF_FILL, fill, receive_frames, 1)
-        self._completion_ring = _Ring(self._fd, _PGOFF_COMPLETION, completion, transmit_frames, 1)
+        offsets = [numbers[start : start + 4] for start in (0, 4, 8, 12)]
+        receive = _Ring(self._fd, _PGOFF_RX, offsets[0], receive_frames, 2)
+        self._rings.append(receive)
+        transmit = _Ring(self._fd, _PGOFF_TX, offsets[1], transmit_frames, 2)
+        self._rings.append(transmit)
+        fill = _Ring(self._fd, _PGOFF_FILL, offsets[2], receive_frames, 1)
+        self._rings.append(fill)
+        self._completion_ring = _Ring(self._fd, _PGOFF_COMPLETION, offsets[3], transmit_frames, 1)
+        self._rings.append(self._completion_ring)
+        # What each frame needs is found without a detour.
+        self._receive_words, self._receive_entries = receive.words, receive.entries
+        self._receive_producer, self._receive_consumer = receive.producer, receive.consumer
+        self._transmit_words, self._transmit_entries = transmit.words, transmit.entries
+        self._transmit_producer, self._transmit_consumer = transmit.producer, transmit.consumer
+        self._fill_words, self._fill_entries, self._fill_producer = fill.words, fill.entries, fill.producer
 
     def _start_counting(self, receive_frames: int, transmit_frames: int) -> None:
         self._receive_mask, self._transmit_mask = receive_frames - 1, transmit_frames - 1
@@ -343,12 +340,12 @@ class XdpPort:
         self._continuations = 0
         chunks = [place * CHUNK_BYTES for place in range(receive_frames + transmit_frames)]
         self._free = chunks[receive_frames:]
+        self._free_low = transmit_frames - _UNREAPED_MAX
         self._received = self._placed = self._completed = 0
         self._rx_frames = self._tx_frames = self._tx_dropped = 0
         for place, start in enumerate(chunks[:receive_frames]):
-            self._fill_ring.entries[place] = start
-        self._filled = receive_frames
-        self._fill_ring.words[self._fill_ring.producer] = receive_frames
+            self._fill_entries[place] = start
+        self._filled = self._fill_words[self._fill_producer] = receive_frames
 
     def _bind(self) -> None:
         flags = _XDP_COPY | _XDP_USE_NEED_WAKEUP | (_XDP_USE_SG if self._scattered else 0)
@@ -384,21 +381,21 @@ class XdpPort:
         self._closers.append(link)
         return wire
 
-    def _transmit(self) -> None:
-        """Has the kernel send what is on the transmit ring, and takes the chunks back that it is done with.
+    def _transmit(self, placed: int) -> None:
+        """Shows the kernel the transmit ring up to `placed`, and has it send what is there.
 
-        Bounded: what the kernel still refuses after _KICKS_MAX calls stays on the ring for the next call.
+        Bounded: what the kernel still refuses after _KICKS_MAX calls stays on the ring for the next call. In copy mode
+        nothing is sent without a call, so need-wakeup is not looked at: it is always set.
         """
-        ring = self._transmit_ring
-        words, consumer, placed = ring.words, ring.consumer, self._placed
+        self._placed = placed
+        words, consumer = self._transmit_words, self._transmit_consumer
         before = words[consumer]
         if before == placed:
             return
+        words[self._transmit_producer] = placed
         for _ in range(_KICKS_MAX):
-            if not words[ring.flags] & _RING_NEED_WAKEUP:
-                break
             try:
-                self._socket.send(b"", socket.MSG_DONTWAIT)
+                self._kick(b"", _DONT_WAIT)
             except OSError as error:
                 if error.errno in (errno.ENETDOWN, errno.ENXIO):
                     self._take_back(before)
@@ -407,7 +404,7 @@ class XdpPort:
                     # The frame before the consumer was refused by the device: no carrier, or the other end is full.
                     self._tx_dropped += 1
                     self._tx_frames -= 1
-            self._reap()
+                self._reap()  # it may want room on the completion ring
             if words[consumer] == placed:
                 break
         self._tx_frames += (words[consumer] - before) & 0xFFFF_FFFF
@@ -417,16 +414,15 @@ class XdpPort:
 
     def _take_back(self, before: int) -> None:
         """The interface is down and the kernel looked at nothing: the frames are lost, rather than sent much later."""
-        ring = self._transmit_ring
-        if ring.words[ring.consumer] != before:
+        words, entries = self._transmit_words, self._transmit_entries
+        if words[self._transmit_consumer] != before:
             return
         for index in range((self._placed - before) & 0xFFFF_FFFF):
             place = ((before + index) & self._transmit_mask) * 2
-            self._free.append(ring.entries[place])
-            self._tx_dropped += not ring.entries[place + 1] & _CONTINUED
+            self._free.append(entries[place])
+            self._tx_dropped += not entries[place + 1] & _CONTINUED
         self._continuations = 0
-        self._placed = before
-        ring.words[ring.producer] = before
+        self._placed = words[self._transmit_producer] = before
 
     def _reap(self) -> None:
         """Takes finished transmit chunks from the completion ring."""
@@ -440,11 +436,6 @@ class XdpPort:
             free.append(entries[(done + index) & mask])
         self._completed = done = (done + count) & 0xFFFF_FFFF
         ring.words[ring.consumer] = done
-
-    def _wake_fill(self) -> None:
-        # It only tells the driver to look at the fill ring; nothing is read here.
-        with contextlib.suppress(OSError):
-            self._socket.recv(0, socket.MSG_DONTWAIT)
 
 
 def _raise_memory_lock() -> None:
