@@ -113,7 +113,7 @@ class ViLane:
         length = MESSAGE_HEADER.size + len(data)
         mr.write(MESSAGE_HEADER.pack(session.epoch, len(data), number) + data, length, offset)
         piece = SGE(mr.buf + offset, length, mr.lkey)
-        self.qp.post_send(SendWR(sequence, WROpcode.SEND, 1, 0, SendFlags.SIGNALED, [piece]))
+        self.qp.post_send(SendWR(sequence, WROpcode.SEND, 1, 0, [piece], SendFlags.SIGNALED))
 
     def on_completion(self, completion: WC, now: Instant) -> None:
         """One completion of this queue pair."""
@@ -255,11 +255,11 @@ class Lanes:
     def _open_regions(self, needs: Needs, source: Region | None, exposed: Region | None) -> Iterator[None]:
         pd = self.port.pd
         if source is not None:
-            self.source_mr = MR(pd, source.length, AccessFlags.NONE, source.memory, source.offset)
+            self.source_mr = MR(pd, source.length, AccessFlags.NONE, memory=source.memory, offset=source.offset)
             yield
         if exposed is not None:
             access = AccessFlags.LOCAL_WRITE | AccessFlags.REMOTE_WRITE
-            self.exposed_mr = MR(pd, exposed.length, access, exposed.memory, exposed.offset)
+            self.exposed_mr = MR(pd, exposed.length, access, memory=exposed.memory, offset=exposed.offset)
             yield
         if needs.message_bytes:
             self.message_stride = (MESSAGE_HEADER.size + needs.message_bytes + 63) & ~63

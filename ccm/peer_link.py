@@ -166,7 +166,7 @@ class PeerLink:
         self.scratch.write(data, len(data), offset)
         wr_id = self._expect(lambda: None)
         piece = SGE(self.scratch.buf + offset, len(data), self.scratch.lkey)
-        self.qp.post_send(SendWR(wr_id, WROpcode.SEND, 1, 0, SendFlags.SIGNALED, [piece]))
+        self.qp.post_send(SendWR(wr_id, WROpcode.SEND, 1, 0, [piece], SendFlags.SIGNALED))
 
     def on_completion(self, completion: WC, now: Instant) -> None:
         """One completion of this queue pair."""
@@ -246,8 +246,8 @@ class PeerLink:
 
     def _read(self, local: int, length: int, address: int, rkey: int, then: Callable[[], None]) -> None:
         request = SendWR(
-            self._expect(then), WROpcode.RDMA_READ, 1, 0, SendFlags.SIGNALED,
-            [SGE(self.scratch.buf + local, length, self.scratch.lkey)],
+            self._expect(then), WROpcode.RDMA_READ, 1, 0,
+            [SGE(self.scratch.buf + local, length, self.scratch.lkey)], SendFlags.SIGNALED,
         )  # fmt: skip
         request.set_wr_rdma(rkey, address)
         self.qp.post_send(request)

@@ -16,6 +16,7 @@ from errno import EINVAL
 from emul.clock import Instant
 from emul.cm_machine import ConnectionMachine
 from emul.congestion import CNP_RESERVED, CNP_TRAFFIC_CLASS, cnp_bth
+from emul.counters import port_counters, with_known_names
 from emul.errors import RDMAError
 from emul.firmware import FIRMWARE_ACCESS, Firmware, FirmwareLink, Identity
 from emul.host_context import HostContext, Reply, Request
@@ -25,7 +26,7 @@ from emul.node_memory import NodeMemory
 from emul.qp import QueuePair
 from emul.regions import RegionTable
 from emul.vocabulary import MTU, AsyncEvent, EventType, QPAttr, QPState
-from emul.wire.address import IPV4_ADDRESS_BYTES, gid_bytes
+from emul.wire.address import IPV4_ADDRESS_BYTES, gid_bytes, gid_text
 from emul.wire.discovery import is_discovery, parse_discovery
 from emul.wire.frame import (
     ETHERTYPE_ARP,
@@ -62,6 +63,7 @@ FRAMES_PER_PULL_MAX = 64
 QP_FRAMES_PER_TURN = 16
 """Frames that one queue pair sends before the next one gets its turn."""
 DOORBELLS_PER_TURN_MAX = 256
+FIRMWARE_VERSION = "1.0.0"
 _CM_QPN = 1
 _QPN_FIRST = 0x11
 _MULTICAST_BIT = 1
@@ -120,16 +122,22 @@ class Adapter:
         wake_host: Callable[[], None],
         allocate: Callable[[int, str], Memory] = lambda length, name: Memory.plain(length),
         release: Callable[[Memory], None] = lambda memory: None,
+        make_bell: Callable[[], Memory] = lambda: Memory.plain(0),
+        ring_bell: Callable[[Memory], None] = lambda bell: None,
     ) -> None:
         self._port = port
         self._node = node_memory
         self._rng = rng
         self._allocate = allocate
         self._release = release
+        self._make_bell, self._ring_bell = make_bell, ring_bell
         self._wake_host = wake_host
         self._counters: Counter[str] = Counter()
         self._received = 0
         self._sent = 0
+        self._frames_received = 0
+        self._octets_received = 0
+        self._octets_sent = 0
         self._carrier = True
         ipv6 = any(len(address) != IPV4_ADDRESS_BYTES for address in port.addresses)
         self._active_mtu = path_mtu_for(port.mtu, ipv6=ipv6)
@@ -170,6 +178,8 @@ class Adapter:
 
     def on_frame(self, frame: bytes, *, now: Instant) -> None:
         """One frame from the cable. Whatever it is, it is handled or counted; it never raises."""
+        self._frames_received += 1
+        self._octets_received += len(frame)
         ethertype = frame[12] << 8 | frame[13] if len(frame) > 14 else 0
         if ethertype == ETHERTYPE_IPV4:
             self._on_envelope(frame, self._envelopes.accept(frame), now)
@@ -364,6 +374,8 @@ class Adapter:
                 self._attend(qp)
             self._watch_time(qp)
         self._sent += len(frames)
+        for sent in frames:
+            self._octets_sent += len(sent)
         return frames
 
     def _flow(self, qp: QueuePair) -> Flow:
@@ -443,8 +455,9 @@ class Adapter:
         if self.host is not None:
             self.host.destroy()
         self.host = HostContext(
-            self, allocate=self._allocate, release=self._release, wake=self._wake_host, incarnation=incarnation
-        )
+            self, allocate=self._allocate, release=self._release, wake=self._wake_host, incarnation=incarnation,
+            make_bell=self._make_bell, ring_bell=self._ring_bell,
+        )  # fmt: skip
         return self.host
 
     def execute(self, request: Request, memories: list[Memory], *, now: Instant) -> tuple[Reply, list[Memory]]:
@@ -470,7 +483,12 @@ class Adapter:
         total["firmware_links"] = self._firmware.links()
         total["cm_connections"] = self.cm.connections()
         total.update(self.cm.counters)
-        return dict(total)
+        return with_known_names(total)
+
+    def port_counters(self) -> dict[str, int]:
+        """Services."""
+        counted = {**self._counters, "rcvd_frames": self._frames_received, "sent_frames": self._sent}
+        return port_counters(counted, octets_received=self._octets_received, octets_sent=self._octets_sent)
 
     def inspect(self) -> list[dict[str, object]]:
         """How each queue pair stands."""
@@ -478,7 +496,19 @@ class Adapter:
 
     def port_state(self) -> dict[str, object]:
         """Services."""
-        return {"state": "ACTIVE" if self._carrier else "DOWN", "active_mtu": int(self._active_mtu)}
+        return {
+            "state": "ACTIVE" if self._carrier else "DOWN",
+            "active_mtu": int(self._active_mtu),
+            "max_mtu": int(MTU.MTU_4096),
+            "gids": [gid_text(address) for address in self._port.addresses],
+        }
+
+    def device_facts(self) -> dict[str, object]:
+        """Services."""
+        # EUI-64 of the port's MAC address, as Linux makes a RoCE card's GUID.
+        mac = self._port.mac
+        guid = int.from_bytes(bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:], "big")
+        return {"fw_version": FIRMWARE_VERSION, "node_guid": guid, "sys_image_guid": guid}
 
     def fresh_pd(self) -> int:
         """Services."""
@@ -511,7 +541,9 @@ class Adapter:
             self._is_active.discard(number)
             self._active.remove(qp)
 
-    def modify_qp(self, qp: QueuePair, attr: QPAttr, address: bytes | None, *, now: Instant) -> None:
+    def modify_qp(
+        self, qp: QueuePair, attr: QPAttr, address: bytes | None, *, now: Instant, given: frozenset[str] | None = None
+    ) -> None:
         """Services."""
         if attr.qp_state is QPState.RTR and attr.path_mtu > self._active_mtu:
             raise RDMAError(EINVAL, f"path MTU {attr.path_mtu.size} does not fit the port's {self._active_mtu.size}")
@@ -524,7 +556,7 @@ class Adapter:
         if attr.qp_state is QPState.ERR:
             qp.fail(None)
         else:
-            qp.modify(attr, route)
+            qp.modify(attr, route, given)
         self._after(qp)
 
     # -- QpControl of the connection machine --------------------------------------------------------------------------

@@ -12,8 +12,9 @@ import json
 import os
 import select
 import socket
+import time
 from collections import deque
-from errno import ETIMEDOUT
+from errno import ENODEV, ETIMEDOUT
 
 from emul.cm_events import CmEvent
 from emul.errors import DeviceGone
@@ -73,7 +74,12 @@ class SocketDevice:
         self._next_id = 1
         self._gone = False
         self.event_fd = -1
-        self.late_wakes = 0
+        # What is read from the channel while a slow verb waits for its answer makes no channel readable any more: a
+        # descriptor of our own tells of it, and one for both is what a host waits on.
+        self._queued_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._either = select.epoll()
+        self._either.register(self._channel.fileno(), select.EPOLLIN)
+        self._either.register(self._queued_fd, select.EPOLLIN)
 
     def attach(self, incarnation: int) -> None:
         """Device."""
@@ -85,7 +91,7 @@ class SocketDevice:
     def call(self, request: Request, memories: list[Memory]) -> tuple[Reply, list[Memory]]:
         """Device."""
         reply, fds = self._exchange(request, [memory.fd for memory in memories if memory.fd is not None])
-        return reply, [Memory.map(fd) for fd in fds]
+        return reply, [Memory.map(fd) if os.fstat(fd).st_size else Memory.bell(fd) for fd in fds]
 
     def ring(self, qp_num: int) -> None:
         """Device."""
@@ -98,6 +104,8 @@ class SocketDevice:
         self._drain()
         events = list(self._events)
         self._events.clear()
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._queued_fd)
         return events
 
     def take_cm_events(self) -> list[CmEvent]:
@@ -112,6 +120,37 @@ class SocketDevice:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.event_fd)
 
+    @property
+    def async_fd(self) -> int:
+        """Device."""
+        return self._either.fileno()
+
+    def wait(self, bell: Memory | None, timeout_ms: int | None) -> bool:
+        """Device."""
+        if bell is not None and self._gone:
+            raise DeviceGone(ENODEV, f"the adapter at {self._path} is dead")
+        poll = select.poll()
+        poll.register(self._either.fileno(), select.POLLIN)
+        if bell is not None and bell.fd is not None:
+            poll.register(bell.fd, select.POLLIN)
+        end = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
+        while True:
+            left = None if end is None else max(0.0, 1000 * (end - time.monotonic()))
+            ready = [fd for fd, _ in poll.poll(left)]
+            if bell is not None and bell.fd in ready:
+                os.eventfd_read(bell.fd)
+                return True
+            if not ready:
+                return False
+            if bell is None:
+                return True
+            self._drain()
+            if self._gone:
+                raise DeviceGone(ENODEV, f"the adapter at {self._path} is dead")
+            # An asynchronous event: it stays for whoever asks for it, and doesn't wake this call again.
+            poll.unregister(self._either.fileno())
+            poll.register(self._channel.fileno(), select.POLLIN)
+
     def allocate(self, length: int, name: str) -> Memory:
         """Device."""
         return Memory.allocate(length, name)
@@ -122,11 +161,13 @@ class SocketDevice:
 
     def close(self) -> None:
         """Device."""
+        self._gone = True
+        self._either.close()
         self._channel.close()
-        for fd in (self._doorbell_fd, self.event_fd):
+        for fd in (self._doorbell_fd, self.event_fd, self._queued_fd):
             if fd >= 0:
                 os.close(fd)
-        self._doorbell_fd = self.event_fd = -1
+        self._doorbell_fd = self.event_fd = self._queued_fd = -1
         if self._memory is not None:
             self._doorbells = None
             self._memory.close()
@@ -134,7 +175,7 @@ class SocketDevice:
 
     def _exchange(self, request: Request, fds: list[int]) -> tuple[Reply, list[int]]:
         if self._gone:
-            raise DeviceGone(19, f"the adapter at {self._path} is dead")
+            raise DeviceGone(ENODEV, f"the adapter at {self._path} is dead")
         number, self._next_id = self._next_id, self._next_id + 1
         try:
             send_message(self._channel, {**request, "id": number}, fds)
@@ -166,13 +207,18 @@ class SocketDevice:
     def _lose(self) -> None:
         if not self._gone:
             self._gone = True
-            self._events.append(AsyncEvent(EventType.DEVICE_FATAL, 0))
+            self._either.unregister(self._channel.fileno())  # its end would be told for ever
+            self._queue(AsyncEvent(EventType.DEVICE_FATAL, 0))
+
+    def _queue(self, event: AsyncEvent) -> None:
+        self._events.append(event)
+        os.eventfd_write(self._queued_fd, 1)
 
     def _take_event(self, message: dict[str, object]) -> None:
         fields = message.get("event") or message.get("cm_event")
         if not isinstance(fields, list):
             return
         if "event" in message:
-            self._events.append(AsyncEvent(EventType(fields[0]), fields[1]))
+            self._queue(AsyncEvent(EventType(fields[0]), fields[1]))
         else:
             self._cm_events.append(CmEvent.from_fields(fields))

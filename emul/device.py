@@ -20,6 +20,10 @@ class Device(Protocol):
     event_fd: int
     """Readable when something waits for the host; -1 where there is no such thing."""
 
+    @property
+    def async_fd(self) -> int:
+        """Readable while `take_events` has something to give; -1 where there is no such thing."""
+
     def attach(self, incarnation: int) -> None:
         """Becomes the adapter's host; what an earlier one owned is destroyed."""
 
@@ -37,6 +41,12 @@ class Device(Protocol):
 
     def clear_wake(self) -> None:
         """Resets the wake-up before looking at what woke."""
+
+    def wait(self, bell: Memory | None, timeout_ms: int | None) -> bool:
+        """Sleeps until `bell` rings (which this resets), or without one until an event is there to be taken; False
+        when `timeout_ms` are over (None: no end), at once where nothing can be waited for. Raises DeviceGone when the
+        adapter dies while a bell is waited for.
+        """
 
     def allocate(self, length: int, name: str) -> Memory:
         """Memory that the adapter can be shown."""

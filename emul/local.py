@@ -61,6 +61,7 @@ class LocalDevice:
     """
 
     event_fd = -1
+    async_fd = -1
 
     def __init__(self, adapter: Adapter, *, on_doorbell: Callable[[], None], clock: Callable[[], Instant]) -> None:
         self._adapter = adapter
@@ -118,6 +119,10 @@ class LocalDevice:
 
     def clear_wake(self) -> None:
         """Device."""
+
+    def wait(self, bell: Memory | None, timeout_ms: int | None) -> bool:
+        """Device: nothing comes while the caller waits, as both are one thread."""
+        return False
 
     def allocate(self, length: int, name: str) -> Memory:
         """Device."""

@@ -54,6 +54,17 @@ class Memory:
         return cls(memoryview(mapping), fd=fd, mapping=mapping)
 
     @classmethod
+    def bell(cls, fd: int | None = None) -> Memory:
+        """No bytes, but a descriptor (an eventfd, a new one where none is given) by which a sleeper is woken."""
+        ours = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if fd is None else fd
+        return cls(memoryview(b""), fd=ours, mapping=None)
+
+    def ring(self) -> None:
+        """Wakes who sleeps on this bell."""
+        if self.fd is not None:
+            os.eventfd_write(self.fd, 1)
+
+    @classmethod
     def open_file(cls, path: Path, length: int) -> Memory:
         """Maps the file at `path`, made or grown (sparse) to `length` bytes: it outlives every process."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

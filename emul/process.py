@@ -7,11 +7,14 @@ itself every CARRIER_INTERVAL_NS, as the kernel's own notice may come hundreds o
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import json
 import os
 import random
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -21,10 +24,12 @@ from pathlib import Path
 from emul.adapter import FRAMES_PER_PULL_MAX, Adapter, PortFacts
 from emul.clock import MILLISECOND, Instant
 from emul.control import receive_message, send_message
+from emul.errors import RDMAError
 from emul.firmware import Identity
 from emul.memory import Memory
 from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
 from emul.port import FRAMES_PER_TURN_MAX, Port
+from emul.port.errors import PortBusy, PortDown, PortError, PortMissing, PortUnsupported
 from emul.port.open import open_port
 from emul.wire.address import address_bytes
 
@@ -59,6 +64,8 @@ class AdapterProcess:
             wake_host=self._wake_host,
             allocate=Memory.allocate,
             release=Memory.close,
+            make_bell=Memory.bell,
+            ring_bell=Memory.ring,
         )
         self._listener = _listen(str(config["control"]))
         self._channels: list[socket.socket] = []
@@ -66,6 +73,11 @@ class AdapterProcess:
         self._epoll = select.epoll()
         for fd in (port.fileno(), self._doorbell_fd, self._listener.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
+        self.orphaned = False
+        """Its owner is gone."""
+        self._owner_fd = _watch_owner(config.get("owner_pid"))
+        if self._owner_fd >= 0:
+            self._epoll.register(self._owner_fd, select.EPOLLIN)
         self._carrier_at = 0
         self._look_at = 0
         self._busy_until = 0
@@ -147,6 +159,8 @@ class AdapterProcess:
                 os.eventfd_read(fd)
             elif fd == self._listener.fileno():
                 self._accept()
+            elif fd == self._owner_fd:
+                self.orphaned, self.running = True, False
             elif fd != self._port.fileno():
                 self._on_channel(fd)
 
@@ -240,19 +254,30 @@ class AdapterProcess:
 
 def main(config: dict[str, object]) -> None:
     """Runs an adapter until SIGTERM. `config`: node_id, adapter_index, interface, address (one or a list,
-    IPv4 or IPv6), wire ("auto", "xdp",
-    "packet"), control (path of its socket), node_memory (path), cluster_key, log (path, or absent for stderr).
+    IPv4 or IPv6), wire ("auto", "xdp", "packet"), control (path of its socket), node_memory (path), cluster_key, log (path, or absent for stderr). One that
+    belongs to a program also has owner_pid (it ends with that process), ready_fd (where it tells how it stands) and
+    directory (which it removes when its owner is gone).
     """
     _redirect_log(config.get("log"))
-    port = open_port(str(config["interface"]), wire=str(config.get("wire", "auto")), addresses=_addresses(config))
-    process = AdapterProcess(config, port)
+    try:
+        port = open_port(str(config["interface"]), wire=str(config.get("wire", "auto")), addresses=_addresses(config))
+        process = AdapterProcess(config, port)
+    except (PortError, OSError, ValueError) as error:
+        if "ready_fd" not in config:
+            raise
+        code, message = _refusal(error)
+        _log("refused", errno=code, message=message)
+        _report(config, {"errno": code, "message": message})
+        return
 
     def stop(number: int, frame: object) -> None:
         process.running = False
 
     signal.signal(STOPPED_SIGNAL, stop)
     reason = getattr(port, "fallback_reason", None)
-    _log("started", wire=port.wire, mtu=port.mtu, **({"fallback": reason} if reason else {}))
+    facts = {"wire": port.wire, "mtu": port.mtu, **({"fallback": reason} if reason else {})}
+    _log("started", **facts)
+    _report(config, facts)
     gc.freeze()
     gc.disable()  # nothing here makes cycles per packet; a collection in mid-burst costs milliseconds
     try:
@@ -260,6 +285,35 @@ def main(config: dict[str, object]) -> None:
     finally:
         _log("stopped", counters=process.counters(), port=port.counters())
         port.close()
+        if process.orphaned and "directory" in config:
+            shutil.rmtree(str(config["directory"]), ignore_errors=True)
+
+
+def _refusal(error: Exception) -> tuple[int, str]:
+    """errno and sentence for whoever waits for this process."""
+    for kind, code in _PORT_ERRORS:
+        if isinstance(error, kind):
+            return code, str(error)
+    if isinstance(error, RDMAError):
+        return error.error_code, error.sentence
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO, str(error)
+    return errno.EINVAL, str(error)
+
+
+_PORT_ERRORS = (
+    (PortMissing, errno.ENODEV), (PortDown, errno.ENETDOWN), (PortBusy, errno.EBUSY),
+    (PortUnsupported, errno.EOPNOTSUPP),
+)  # fmt: skip
+
+
+def _report(config: dict[str, object], facts: dict[str, object]) -> None:
+    """Tells whoever started this process, once, how it stands."""
+    if "ready_fd" in config:
+        fd = _int(config["ready_fd"])
+        with contextlib.suppress(BrokenPipeError):
+            os.write(fd, json.dumps(facts).encode() + b"\n")
+        os.close(fd)
 
 
 def _addresses(config: dict[str, object]) -> list[str]:
@@ -283,6 +337,16 @@ def _redirect_log(path: object) -> None:
         fd = os.open(str(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         os.dup2(fd, 2)
         os.close(fd)
+
+
+def _watch_owner(pid: object) -> int:
+    """A descriptor that is readable once the owner has ended; -1 where there is none. Raises ProcessLookupError."""
+    if pid is None:
+        return -1
+    fd = os.pidfd_open(_int(pid))
+    if os.getppid() != pid:
+        raise ProcessLookupError(errno.ESRCH, "the owner ended before its adapter began")
+    return fd
 
 
 def _listen(path: str) -> socket.socket:

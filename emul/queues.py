@@ -293,6 +293,14 @@ class CompletionRing:
         )  # fmt: skip
         return True
 
+    def waiting(self) -> int:
+        """Adapter: completions that the host has not polled, as far as it tells."""
+        return min((self._index - self._head[0]) & _MASK, self._depth)
+
+    def armed(self) -> int:
+        """Adapter: what the host wants to be woken by: 0 nothing, 1 any completion, 2 solicited ones."""
+        return self._head[1]
+
     def take_armed(self, solicited: bool) -> bool:
         """Adapter: whether the host wants to be woken by a completion that was solicited (an error counts as such), or
         not; asks once, so it is disarmed after.

@@ -135,6 +135,7 @@ class WCFlags(IntFlag):
     """What else a completion carries."""
 
     NONE = 0
+    GRH = 1
     WITH_IMM = 2
     WITH_INV = 8
 
@@ -197,8 +198,9 @@ class SendWR:
     opcode: WROpcode = WROpcode.SEND
     num_sge: int = 0
     imm_data: int = 0
-    send_flags: SendFlags = SendFlags.SIGNALED
     sg: list[SGE] | None = None
+    send_flags: SendFlags = SendFlags.SIGNALED
+    next_wr: SendWR | None = None
     rkey: int = 0
     remote_addr: int = 0
     compare_add: int = 0
@@ -233,6 +235,7 @@ class RecvWR:
     wr_id: int = 0
     num_sge: int = 0
     sg: list[SGE] | None = None
+    next_wr: RecvWR | None = None
 
 
 class WC(NamedTuple):
@@ -245,6 +248,14 @@ class WC(NamedTuple):
     qp_num: int
     imm_data: int = 0
     wc_flags: WCFlags = WCFlags.NONE
+
+    # What verbs have besides; an adapter of RoCE leaves it empty.
+    vendor_err: int = 0
+    src_qp: int = 0
+    pkey_index: int = 0
+    slid: int = 0
+    sl: int = 0
+    dlid_path_bits: int = 0
 
 
 @dataclass(slots=True)
@@ -272,18 +283,23 @@ class GlobalRoute:
     """Where a path leads."""
 
     dgid: GID = field(default_factory=lambda: GID("::"))
-    sgid_index: int = 1
     flow_label: int = 0
+    sgid_index: int = 1
     hop_limit: int = 64
     traffic_class: int = 0
 
 
 @dataclass(slots=True)
 class AHAttr:
-    """Address of the other end."""
+    """Address of the other end; over Ethernet only the global route counts, with or without `is_global`."""
 
-    gr: GlobalRoute | None = None
+    dlid: int = 0
+    sl: int = 0
+    src_path_bits: int = 0
+    static_rate: int = 0
+    is_global: int = 0
     port_num: int = 1
+    gr: GlobalRoute | None = None
 
 
 @dataclass(slots=True)
@@ -311,5 +327,8 @@ class QPAttr:
     retry_cnt: int = 7
     rnr_retry: int = 7
     en_sqd_async_notify: int = 0
+    sq_draining: int = 0
+    pkey_index: int = 0
+    cap: QPCap | None = None
     fence_slot: int = 0
     fence_epoch: int = 0

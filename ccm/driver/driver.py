@@ -220,7 +220,7 @@ class Driver:
                 self._contexts[index] = self._reopen(index)
             self._opened[index] = True
             port = AdapterPort(index, self._contexts[index], wiring.incarnation)
-            up = port.context.query_port(1).state == "ACTIVE"
+            up = port.context.query_port(1).state.name == "ACTIVE"
         except (DeviceGone, OSError) as error:
             wiring.log("adapter.gone", {"adapter": index, "error": str(error)})
             self._lose_port(index)

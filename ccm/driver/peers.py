@@ -170,7 +170,7 @@ class PeerDriver:
         if key not in self._outboxes:
             node = self._wiring.node
             offset = node.exchange_offset(partner) + INBOX_BYTES
-            self._outboxes[key] = MR(port.pd, INBOX_BYTES, AccessFlags.NONE, node.memory, offset)
+            self._outboxes[key] = MR(port.pd, INBOX_BYTES, AccessFlags.NONE, memory=node.memory, offset=offset)
         return self._outboxes[key]
 
     def _on_link(self, partner: int, path: int, verb: Callable[[PeerLink], None]) -> None:

@@ -42,6 +42,11 @@ def gid_bytes(address: bytes) -> bytes:
     return _MAPPED + address if len(address) == IPV4_ADDRESS_BYTES else address
 
 
+def gid_text(address: bytes) -> str:
+    """That GID as pyverbs writes it: eight groups of four digits."""
+    return ipaddress.IPv6Address(gid_bytes(address)).exploded
+
+
 def address_of_gid(gid: bytes) -> bytes:
     """Four bytes for an IPv4-mapped GID, all sixteen for another one."""
     return gid[12:] if gid[:12] == _MAPPED else gid

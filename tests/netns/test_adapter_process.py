@@ -170,7 +170,7 @@ def test_a_dead_hosts_memory_stays_readable_until_its_next_incarnation_attaches(
     assert completed(a) == [WCStatus.SUCCESS]
     assert a.mr.read(23, 0) == b"what the dead host left"
     again = adapters.attach(1, incarnation=2)
-    assert again.resources() == {"pd": 0, "mr": 0, "cq": 0, "qp": 0}
+    assert not any(again.resources().values())
     assert write(a, b, b"too late") == [WCStatus.RETRY_EXC_ERR]
 
 
@@ -204,7 +204,7 @@ def test_a_cut_cable_is_an_event_on_both_sides_and_so_is_its_return(adapters: Re
         return {event.event_type for event in seen} >= {EventType.PORT_ERR, EventType.PORT_ACTIVE}
 
     adapters.cable.left.set_up("left0", False)
-    wait_until(lambda: b.context.query_port().state == "DOWN", "carrier lost")
+    wait_until(lambda: b.context.query_port().state.name == "DOWN", "carrier lost")
     adapters.cable.left.set_up("left0", True)
     wait_until(both, "carrier lost and back")
     assert write(a, b, b"after the cut") == [WCStatus.SUCCESS]

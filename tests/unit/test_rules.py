@@ -19,6 +19,7 @@ IMPURE = (
     "emul.compiled",
     "emul.control",
     "emul.memory",
+    "emul.opening",
     "emul.perftest",
     "emul.pingpong",
     "emul.port",

@@ -256,7 +256,7 @@ def test_a_hosts_connections_end_with_its_incarnation_and_its_queue_pairs_before
     caller = connected(pair)
     assert pair.contexts[0].resources()["qp"] == 1
     pair.contexts[0].attach(1 + 1)
-    assert pair.contexts[0].resources() == {"pd": 0, "mr": 0, "cq": 0, "qp": 0}
+    assert not any(pair.contexts[0].resources().values())
     again = connected(pair)
     assert isinstance(again.read_status(), BootStatus)
     assert caller.cm.number != again.cm.number

@@ -1,0 +1,5 @@
+"""Addresses (pyverbs' `addr`)."""
+
+from emul.vocabulary import GID, AHAttr, GlobalRoute
+
+__all__ = ["GID", "AHAttr", "GlobalRoute"]

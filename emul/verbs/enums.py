@@ -1,0 +1,3 @@
+"""Enumerations (pyverbs' `enums`): those of `emul.enums`."""
+
+from emul.enums import *  # noqa: F403
