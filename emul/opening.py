@@ -97,7 +97,9 @@ def open_named(name: str, address: str | None) -> OwnedDevice:
     return start(interface, address, "auto", READY_TIMEOUT_S, None)
 
 
-def start(interface: str, address: str, wire: str, ready_timeout_s: float, cluster_key: str | None) -> OwnedDevice:
+def start(
+    interface: str, address: str | list[str], wire: str, ready_timeout_s: float, cluster_key: str | None
+) -> OwnedDevice:
     """Starts the process and waits until it answers. Raises OpenError."""
     if wire not in WIRES:
         raise OpenError(EINVAL, f"wire is one of {', '.join(WIRES)}, got {wire!r}")
