@@ -71,9 +71,9 @@ def open_adapter(
     """Starts an adapter on `interface` of the calling thread's network namespace and gives its verbs context, for
     `with` or to be closed.
 
-    `address` is the adapter's own IPv4 or IPv6 address, or a list of them, which nobody else may have; `wire` is "xdp", "packet" or "auto"
-    (AF_XDP where it is to be had). The interface must be up, with an MTU of 350 at the least. As root, or with
-    CAP_NET_RAW in the namespace (AF_PACKET; AF_XDP also needs CAP_BPF and CAP_NET_ADMIN).
+    `address` is the adapter's own IPv4 or IPv6 address, or a list of them, which nobody else may have; `wire` is "xdp",
+    "packet" or "auto" (AF_XDP where it is to be had). The interface must be up, with an MTU of 320 at the least. As
+    root, or with CAP_NET_RAW in the namespace (AF_PACKET; AF_XDP also needs CAP_BPF and CAP_NET_ADMIN).
 
     Raises OpenError: ENODEV no such interface, ENETDOWN it is down, EINVAL its MTU is too small or an argument is
     wrong, EBUSY another adapter or XDP program has it, EOPNOTSUPP that wire is not to be had, EPERM not allowed,

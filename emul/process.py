@@ -253,10 +253,12 @@ class AdapterProcess:
 
 
 def main(config: dict[str, object]) -> None:
-    """Runs an adapter until SIGTERM. `config`: node_id, adapter_index, interface, address (one or a list,
-    IPv4 or IPv6), wire ("auto", "xdp", "packet"), control (path of its socket), node_memory (path), cluster_key, log (path, or absent for stderr). One that
-    belongs to a program also has owner_pid (it ends with that process), ready_fd (where it tells how it stands) and
-    directory (which it removes when its owner is gone).
+    """Runs an adapter until SIGTERM.
+
+    `config`: node_id, adapter_index, interface, address (one or a list, IPv4 or IPv6), wire ("auto", "xdp", "packet"),
+    control (path of its socket), node_memory (path), cluster_key, log (path, or absent for stderr). One that belongs to
+    a program also has owner_pid (it ends with that process), ready_fd (where it tells how it stands) and directory
+    (which it removes when its owner is gone).
     """
     _redirect_log(config.get("log"))
     try:
