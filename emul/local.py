@@ -19,6 +19,7 @@ class EmptySlot:
     """A slot whose card is dead or missing when the host opens it: the host finds nobody there."""
 
     event_fd = -1
+    async_fd = -1
     waiting = False
 
     def attach(self, incarnation: int) -> None:
@@ -42,6 +43,10 @@ class EmptySlot:
 
     def clear_wake(self) -> None:
         """Device."""
+
+    def wait(self, bell: Memory | None, timeout_ms: int | None) -> bool:
+        """Device."""
+        return False
 
     def allocate(self, length: int, name: str) -> Memory:
         """Device."""
