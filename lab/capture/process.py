@@ -52,8 +52,11 @@ class CaptureProcess:
                 if any(fd == stop_read for fd, _ in ready):
                     break
                 self._copy()
+            ended_at = time.time_ns()
             time.sleep(DRAIN_S)
             self._copy()
+            for writer in {id(writer): writer for _, writer, _ in self._taps}.values():
+                writer.ended(ended_at)
         finally:
             self._close()
             for number, handler in handlers.items():

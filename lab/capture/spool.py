@@ -1,7 +1,8 @@
 """Blocks of two rings (the ends of a cable) in one file, as they came; and the frames in it, by time.
 
 Layout: entries of a head (number of the end, bytes) and that many bytes of a block; at the end one entry for each end
-with its figures instead of a block, marked by FIGURES added to the number.
+with its figures instead of a block, marked by FIGURES added to the number, and one marked END with the moment at which
+the capture was ended: what is later stands in it for some ends only, and is left out.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ ENDS = 2
 SPOOL_BYTES_MAX = 256 << 20
 """Of a cable; what comes later is counted and not kept."""
 FIGURES = 0x100
+END = 0x200
 _HEAD = struct.Struct("<II")
 _COUNTS = struct.Struct("<QQ")
+_MOMENT = struct.Struct("<Q")
 
 
 @dataclass(slots=True)
@@ -56,6 +59,10 @@ class SpoolWriter:
         self.figures[end].seen += count
         self.figures[end].lost += count
 
+    def ended(self, at: int) -> None:
+        """The capture was ended at `at`, ns since 1970."""
+        self.file.write(_HEAD.pack(END, _MOMENT.size) + _MOMENT.pack(at))
+
     def close(self) -> None:
         """Writes the figures."""
         for end, figures in enumerate(self.figures):
@@ -70,6 +77,8 @@ class Spool:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.figures = (Figures(), Figures())
+        self.until: int | None = None
+        """When the capture was ended, if that is known."""
         self._blocks: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -81,6 +90,8 @@ class Spool:
                 if number < FIGURES:
                     self._blocks[number].append((start, length))
                     file.seek(length, 1)
+                elif number == END:
+                    (self.until,) = _MOMENT.unpack(file.read(length))
                 else:
                     seen, lost = _COUNTS.unpack(file.read(length))
                     self.figures[number - FIGURES].seen, self.figures[number - FIGURES].lost = seen, lost
@@ -94,4 +105,5 @@ class Spool:
             for start, length in self._blocks[end]:
                 file.seek(start)
                 for frame in frames_of(file.read(length)):
-                    yield end, frame
+                    if self.until is None or frame.at <= self.until:
+                        yield end, frame

@@ -78,6 +78,15 @@ def test_a_spool_cut_short_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     assert [frame.frame for _, frame in Spool(spool).frames()] == [b"kept"]
 
 
+def test_what_came_after_the_end_is_left_out_at_both_ends(tmp_path: Path) -> None:
+    writer = SpoolWriter((tmp_path / "spool").open("wb"))
+    writer.add(0, block((10, b"before")))
+    writer.add(1, block((20, b"an answer to what end 0 has not handed over")))
+    writer.ended(15 + OFFSET)
+    writer.close()
+    assert [frame.frame for _, frame in Spool(tmp_path / "spool").frames()] == [b"before"]
+
+
 def test_a_fault_is_told_at_the_first_frame_after_it(tmp_path: Path) -> None:
     spool = spooled(tmp_path, (0, block((1_000_000, b"before"), (2_000_000, b"after"), (3_000_000, b"later"))))
     _, texts, data = written(tmp_path, spool, Comment(1_500_000, "cut"), Comment(9_000_000, "never seen again"))
