@@ -74,7 +74,10 @@ def run(
                 copy_logs(place.logs(), report)
 
     runner = Runner(played, cluster, plan, place, tell or (lambda progress: None), keep, keep_logs)
-    result = judge(played, cluster.name, world, chosen, runner.run())
+    outcome = runner.run()
+    if captured is not None:
+        outcome.evidence.wire = captured.judge_captures()
+    result = judge(played, cluster.name, world, chosen, outcome)
     if report is not None:
         if captured is not None:
             captured.write_captures(report / "cables", _fault_facts(result))

@@ -30,5 +30,6 @@ _EXPECTATIONS = (
     Expectation("partner.readable", "the node's boot status could be read by its partner while its host was down"),
     Expectation("retransmission.seen", "an adapter sent a packet again"),
     Expectation("nothing.leaked", "after closing, no queue pair, memory region, thread, descriptor or process is left"),
+    Expectation("wire.conformant", "each captured packet follows the InfiniBand specification (lab run --capture)"),
 )
 EXPECTATIONS: dict[str, Expectation] = {expectation.name: expectation for expectation in _EXPECTATIONS}

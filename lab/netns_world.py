@@ -18,12 +18,16 @@ from emul.memory import Memory
 from emul.node_memory import FENCES_OFFSET
 from lab.errors import LabError
 from lab.fabric.client import Fabric, HostSilent
+from lab.injector.rules import FORGING
 from lab.plan import Plan
 from lab.world import Firing, HostUnreachable, PlannedFault, rule_cables, rule_of
 
 if TYPE_CHECKING:
     from lab.capture.session import CableCaptures, Comment
+    from lab.wire.analyzer import Report
 
+LOSING = frozenset({"drop", "corrupt", "observe"})
+"""Actions of the injector that leave the order of frames, and what is in those that arrive, as they were."""
 POLL_NS = 5 * MILLISECOND
 COUNTERS_TIMEOUT_S = 2.0
 HISTORY_BYTES = HEADER_BYTES + RECORDS_MAX * RECORD_BYTES
@@ -129,6 +133,26 @@ class NetnsWorld:
         self.captures.stop()
         with suppress(LabError):  # a fabric that is gone
             self._injected = injector_comments(self.fabric)
+
+    def judge_captures(self) -> dict[str, Report | None]:
+        """What the analyzer finds in each cable, after `end_captures`; None for a cable on which frames were forged."""
+        if self.captures is None:
+            return {}
+        from lab.wire.analyzer import analyze
+        from lab.wire.exchange import View
+
+        reports: dict[str, Report | None] = {}
+        for name in self._plan.topology.cables:
+            done = {comment.action for comment in self._injected.get(name, ())}
+            if done & FORGING:
+                reports[name] = None
+                continue
+            frames, lost = self.captures.frames(name)
+            # Captured as they enter the cable, from before the first host booted.
+            changed = bool(done - LOSING)
+            view = View(at_senders=True, from_start=True, may_reorder=changed, may_mark=changed)
+            reports[name] = analyze(frames, view, lost=lost)
+        return reports
 
     def write_captures(self, directory: Path, faults: Iterable[Mapping[str, object]]) -> dict[str, tuple[int, int]]:
         """Writes CABLE.pcapng for each cable, with the faults (see lab.capture.session.fault_comments) as comments;

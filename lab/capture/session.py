@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,8 @@ class Comment:
     at: int
     text: str
     frame: str | None = None
+    action: str | None = None
+    """What the injector did."""
 
 
 class CableCaptures:
@@ -112,6 +114,13 @@ class CableCaptures:
         (tapped,) = [tapped for tapped in self._tapped if tapped.cable == cable]
         return write_pcapng(tapped.spool, target, cable, self._ends[cable], comments, self._offset_ns)
 
+    def frames(self, cable: str) -> tuple[Iterator[tuple[int, bytes]], int]:
+        """One cable's frames with their time (ns since 1970), after `stop`; and how many were lost."""
+        (tapped,) = [tapped for tapped in self._tapped if tapped.cable == cable]
+        spool = Spool(tapped.spool)
+        lost = sum(figures.lost for figures in spool.figures)
+        return ((frame.at, frame.frame) for _, frame in spool.frames()), lost
+
     def close(self) -> None:
         """Stops, and removes the spool files."""
         self.stop()
@@ -129,7 +138,9 @@ def injector_comments(fabric: Fabric) -> dict[str, list[Comment]]:
         for event in events:
             after = max(after, int(event["number"]))
             text = f"{event['note'] or 'injector'}: {event['action']} (match {event['match']} from {event['source']})"
-            comments.setdefault(str(event["cable"]), []).append(Comment(int(event["at"]), text, str(event["frame"])))
+            comments.setdefault(str(event["cable"]), []).append(
+                Comment(int(event["at"]), text, str(event["frame"]), str(event["action"]))
+            )
     return comments
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from lab.check import messages, mirror, paths, resources, sessions
+from lab.check import messages, mirror, paths, resources, sessions, wire
 from lab.check.evidence import CheckResult, Evidence
 
 Check = Callable[[Evidence, Mapping[str, object]], CheckResult]
 
+CAPTURED = "wire.conformant"
+"""Runs where cables were captured."""
 CHECKS: Mapping[str, Check] = {
     "sessions.recovered": sessions.recovered,
     "traffic.continued": sessions.continued,
@@ -25,6 +27,7 @@ CHECKS: Mapping[str, Check] = {
     "partner.readable": paths.partner_readable,
     "retransmission.seen": paths.retransmission_seen,
     "nothing.leaked": resources.nothing_leaked,
+    CAPTURED: wire.conformant,
 }
 ALWAYS = (
     "alerts.exactly_once", "mirror.no_committed_loss", "messages.delivered", "handshake.ordered", "fence.before_replay",
@@ -37,4 +40,6 @@ def run_checks(evidence: Evidence, expect: Mapping[str, Mapping[str, object]]) -
     """The expected checks in the scenario's order, then those that always run. Raises KeyError for an unknown name."""
     results = [CHECKS[name](evidence, parameters) for name, parameters in expect.items()]
     results += [CHECKS[name](evidence, {}) for name in ALWAYS if name not in expect]
+    if evidence.wire and CAPTURED not in expect:
+        results.append(CHECKS[CAPTURED](evidence, {}))
     return results

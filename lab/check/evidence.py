@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ccm.history import Entry, Kind
+from lab.wire.analyzer import Report
 
 NANOSECONDS_PER_MILLISECOND = 1_000_000
 BUSY_TURN_NS = 100 * NANOSECONDS_PER_MILLISECOND
@@ -103,6 +104,8 @@ class Evidence:
     """When the workload was told to stop."""
     close_at: int | None = None
     """When the hosts were told to close their sessions; None if the run never came to it."""
+    wire: Mapping[str, Report | None] = field(default_factory=dict)
+    """By cable that was captured, what the analyzer found in it; None where the lab itself forged frames on it."""
     suspensions: Sequence[str] = ()
     """Signs that the machine was overloaded."""
     _by_node: dict[tuple[int, int], list[tuple[int, Entry]]] = field(default_factory=dict)

@@ -34,6 +34,9 @@ def captures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (directory / "captured.yaml").write_text(SCENARIO, encoding="utf-8")
     result = run(Scenario.load(directory / "captured.yaml"), report=directory / "run", capture=True)
     assert result.verdict == "pass", result.to_json()
+    (judged,) = [check for check in result.checks if check.name == "wire.conformant"]
+    assert judged.ok, judged.detail
+    assert judged.exercised > 100
     return {file.stem: file for file in sorted((directory / "run" / "cables").glob("*.pcapng"))}
 
 

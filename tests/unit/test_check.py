@@ -13,6 +13,8 @@ from emul.node_memory import Stage
 from lab.check import ALWAYS, CHECKS, run_checks
 from lab.check.evidence import CheckResult, Evidence, FaultRecord, NodeResources, PathEnd, Session, merge
 from lab.check.recovery import percentile, recoveries, stream_numbers
+from lab.wire.analyzer import analyze
+from tests.helpers.wire_story import Story as WireStory
 
 A, B = 1, 2
 MIRROR, ECHO = 1, 2
@@ -511,6 +513,21 @@ def test_numbers_of_a_stream(story: Story) -> None:
 def test_percentiles_are_values_that_were_measured(percent: int, expected: int) -> None:
     assert percentile([1, 2, 3, 4], percent) == expected
     assert percentile([], percent) == 0
+
+
+def test_captured_cables_are_judged_and_forged_ones_left_out(story: Story) -> None:
+    evidence = story.evidence()
+    assert "wire.conformant" not in [result.name for result in run_checks(evidence, {})]
+    assert CHECKS["wire.conformant"](evidence, {}).ok is None
+    good = WireStory().ask("SEND", 5, 4).answer("ACK", 5, 1)
+    evidence.wire = {"ic0": good.judge(), "ic1": None}
+    (result,) = [result for result in run_checks(evidence, {}) if result.name == "wire.conformant"]
+    assert (result.ok, result.exercised) == (True, 2)
+    assert "ic1 left out" in result.detail
+    evidence.wire = {"ic0": good.ask("SEND", 9, 4).judge()}
+    assert_fails(CHECKS["wire.conformant"](evidence, {}), "ic0: frame 3", "request.psn")
+    evidence.wire = {"ic0": analyze(good.frames, lost=7)}
+    assert "7 frames missing" in CHECKS["wire.conformant"](evidence, {}).detail
 
 
 def test_what_always_runs_does_so_once_and_after_the_expected_ones(story: Story) -> None:
