@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("emul", "ccm", "lab")
 
 IMPURE = (
+    "emul.cm_wait",
     "emul.compile",
     "emul.compiled",
     "emul.control",
