@@ -532,7 +532,7 @@ def test_calls_without_a_channel_wait_and_in_the_simulator_nothing_comes_meanwhi
     with pytest.raises(RDMAError):
         request.disconnect()
     pair.settle(span_ns=50 * MILLISECOND)
-    assert [request.get_cm_event().event_type for _ in range(2)] == [E.ESTABLISHED, E.DISCONNECTED]
+    assert request.get_cm_event().event_type is E.DISCONNECTED  # what it passed while it waited is not told again
     request.close()
     listening.close()
 
