@@ -82,13 +82,13 @@ class Run:
         return self.sent * NANOSECONDS / max(1, self._completed_at[-1] - self._posted_at[0])
 
     def peak(self) -> float:
-        """The most messages a second over any -t in a row (perftest tries all spans, which takes as long as the
-        test).
+        """The most messages a second over any -t in a row, or over all (perftest tries all spans, which takes as long
+        as the test).
         """
         if not self.sent or self._end.options.duration_s:
             return 0.0
         span = min(self.sent, self._end.options.tx_depth)
-        return max(_rates(self._posted_at, self._completed_at, span))
+        return max(self.average(), *_rates(self._posted_at, self._completed_at, span))
 
 
 def _rates(posted: Sequence[int], completed: Sequence[int], span: int) -> list[float]:

@@ -103,8 +103,6 @@ class WriteExchange:
         self._inline = size <= end.options.inline
         self._request = request_for(end, size)
         self._open = 0
-        if end.options.duration_s:
-            raise RDMAError(95, "write_lat has no way to say when it ends: -n instead of -D")
 
     def one(self, number: int, first: bool, stop: bool) -> bool:
         """The exchange of one end."""

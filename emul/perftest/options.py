@@ -110,7 +110,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 def options_from(arguments: list[str], prog: str) -> Options:
     """The options. Raises PyverbsUserError where they make no sense; ends the program (2) for unknown ones."""
-    given = parser(prog).parse_args(arguments)
+    given = parser(prog).parse_intermixed_args(arguments)
     latency, verb = given.test.endswith("_lat"), given.test.partition("_")[0]
     _check_plain(given)
     if not given.self_test:
@@ -118,26 +118,28 @@ def options_from(arguments: list[str], prog: str) -> Options:
     if given.bidirectional and latency:
         raise PyverbsUserError("-b belongs to bandwidth tests")
     depth = given.tx_depth if given.tx_depth is not None else 1 if latency else 128
-    _range("-t", depth, 1, QUEUE_DEPTH_MAX)
+    in_range("-t", depth, 1, QUEUE_DEPTH_MAX)
     if latency and depth != 1:
         raise PyverbsUserError("latency is measured with one message in flight: -t 1")
     iters = given.iters if given.iters is not None else 5000 if not latency and verb in ("write", "send") else 1000
-    _range("-n", iters, ITERS_MIN, ITERS_MAX)
+    in_range("-n", iters, ITERS_MIN, ITERS_MAX)
     if given.duration and given.iters is not None:
         raise PyverbsUserError("-D and -n are two ways to say when to stop: give one")
     if given.duration and given.all:
         raise PyverbsUserError("-D goes with one size, not with -a")
+    if given.duration and given.test == "write_lat":
+        raise PyverbsUserError("write_lat has no way to tell the other end that time is up: -n instead of -D")
     sizes = _sizes(given, verb, latency)
     inlines = verb in ("send", "write")
     inline = given.inline_size if given.inline_size is not None else INLINE_BYTES_MAX if latency and inlines else 0
-    _range("-I", inline, 0, INLINE_BYTES_MAX)
+    in_range("-I", inline, 0, INLINE_BYTES_MAX)
     if inline and not inlines:
         raise PyverbsUserError(f"{given.test} sends nothing inline: -I 0")
     if given.atomic_type not in AtomicType.__members__:
         raise PyverbsUserError(f"-A is {' or '.join(AtomicType.__members__)}, got {given.atomic_type!r}")
     return Options(
         given.test, given.server, given.ib_dev, given.local, given.wire, given.exchange, given.port, sizes, iters,
-        given.duration, depth, given.rx_depth, _mtu(given.mtu), inline, given.outs, given.qp_timeout, given.gid_index,
+        given.duration, depth, given.rx_depth, mtu_of(given.mtu), inline, given.outs, given.qp_timeout, given.gid_index,
         given.events, given.bidirectional, given.report_gbits, AtomicType[given.atomic_type], given.self_test,
         given.max_seconds,
     )  # fmt: skip
@@ -148,12 +150,12 @@ def _check_plain(given: argparse.Namespace) -> None:
         raise PyverbsUserError("-R is not offered here: queue pairs are connected by hand, through the exchange")
     if given.qp != 1 or given.ib_port != 1:
         raise PyverbsUserError(f"an adapter has port 1 and a test one queue pair, got -i {given.ib_port} -q {given.qp}")
-    _range("-p", given.port, 1, 65_535)
-    _range("-r", given.rx_depth, 2, QUEUE_DEPTH_MAX)
-    _range("-o", given.outs, 1, OUTSTANDING_MAX)
-    _range("-u", given.qp_timeout, 0, 31)
-    _range("-x", given.gid_index, 0, 63)
-    _range("-D", given.duration, 0, 86_400)
+    in_range("-p", given.port, 1, 65_535)
+    in_range("-r", given.rx_depth, 2, QUEUE_DEPTH_MAX)
+    in_range("-o", given.outs, 1, OUTSTANDING_MAX)
+    in_range("-u", given.qp_timeout, 0, 31)
+    in_range("-x", given.gid_index, 0, 63)
+    in_range("-D", given.duration, 0, 86_400)
 
 
 def _check_end(given: argparse.Namespace) -> None:
@@ -175,11 +177,12 @@ def _sizes(given: argparse.Namespace, verb: str, latency: bool) -> tuple[int, ..
             raise PyverbsUserError("-a and -s are two ways to say how much: give one")
         return tuple(1 << power for power in range(1, SIZE_MAX.bit_length()))
     size = given.size if given.size is not None else 2 if latency else 65_536
-    _range("-s", size, 1, SIZE_MAX)
+    in_range("-s", size, 1, SIZE_MAX)
     return (size,)
 
 
-def _mtu(size: int | None) -> MTU | None:
+def mtu_of(size: int | None) -> MTU | None:
+    """The path MTU of so many bytes. Raises PyverbsUserError."""
     if size is None:
         return None
     for mtu in MTU:
@@ -196,6 +199,7 @@ def _size(text: str) -> int:
     return int(match[1]) << {"": 0, "k": 10, "m": 20}[match[2].lower()]
 
 
-def _range(name: str, value: int, least: int, most: int) -> None:
+def in_range(name: str, value: int, least: int, most: int) -> None:
+    """Raises PyverbsUserError where an option is out of its range."""
     if not least <= value <= most:
         raise PyverbsUserError(f"{name} must be {least} ... {most}, got {value}")
