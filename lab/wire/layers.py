@@ -86,11 +86,11 @@ class AtomicAckETH(Packet):
     """Atomic acknowledge extended transport header, 8 bytes; it follows an AETH."""
 
     name = "AtomicAckETH"
-    fields_desc = [XLongField("original", 0)]
+    fields_desc = [XLongField("origdata", 0)]
 
     def mysummary(self) -> str:
         """For summaries."""
-        return str(self.sprintf("AtomicAckETH original %AtomicAckETH.original%"))
+        return str(self.sprintf("AtomicAckETH original value %AtomicAckETH.origdata%"))
 
 
 class DETH(Packet):

@@ -108,7 +108,7 @@ class CM_REQ(_Message):  # noqa: N801 - scapy's way of naming
         BitField("cmretries", 7, 4), BitField("srq", 0, 1), BitField("exttransport", 0, 3),
         XShortField("llid", 0xFFFF), XShortField("rlid", 0xFFFF), IP6Field("lgid", "::"), IP6Field("rgid", "::"),
         BitField("flowlabel", 0, 20), BitField("resv3", 0, 6), BitField("rate", 0, 6), ByteField("tclass", 0),
-        ByteField("hoplimit", 64), BitField("sl", 0, 4), BitField("subnetlocal", 1, 1), BitField("resv4", 0, 3),
+        ByteField("hoplimit", 64), BitField("sl", 0, 4), BitField("subnetlocal", 0, 1), BitField("resv4", 0, 3),
         BitField("acktimeout", 14, 5), BitField("resv5", 0, 3), StrFixedLenField("alternate", b"\0" * 44, 44),
     ]  # fmt: skip
 

@@ -36,9 +36,9 @@ QUIET_ROUNDS = 40
 class Traffic:
     """Two connected parties, a tap on their cable, and work drawn from a seed."""
 
-    def __init__(self, seed: int, *, mtu: int = 1500, **attributes: int) -> None:
+    def __init__(self, seed: int, *, mtu: int = 1500, ipv6: bool = False, **attributes: int) -> None:
         self.rng = random.Random(f"traffic/{seed}")
-        self.pair = AdapterPair(seed=seed, mtu=mtu)
+        self.pair = AdapterPair(seed=seed, mtu=mtu, ipv6=ipv6)
         self.tap = Tap(self.pair)
         self.a, self.b = (Party(context, length=REGION_BYTES, access=EVERYTHING) for context in self.pair.contexts)
         wanted = {"qp_access_flags": int(EVERYTHING), "max_rd_atomic": 3, "max_dest_rd_atomic": 3, **attributes}
@@ -71,6 +71,11 @@ class Traffic:
             request.sg = [SGE(party.mr.buf + 20_000, size, party.mr.lkey)]
         party.qp.post_send(request)
 
+    def receive(self, party: Party) -> None:
+        """Posts one more receive, where there is room for it."""
+        with contextlib.suppress(RDMAError):  # full: there are enough of them
+            party.qp.post_recv(RecvWR(0, 1, [SGE(party.mr.buf, ROOM_BYTES, party.mr.lkey)]))
+
     def play(self, cable: Callable[[Seen], list[bytes]], requests: int = 40) -> Traffic:
         """Posts so many requests over a cable in this weather, with pauses, some receives late; then lets it end."""
         self.tap.cable = cable
@@ -82,8 +87,7 @@ class Traffic:
                 self.pair.settle(span_ns=self.rng.randrange(3 * MILLISECOND))
         for _ in range(QUIET_ROUNDS):
             for party in (self.a, self.b):
-                with contextlib.suppress(RDMAError):  # full: there are enough of them
-                    party.qp.post_recv(RecvWR(0, 1, [SGE(party.mr.buf, ROOM_BYTES, party.mr.lkey)]))
+                self.receive(party)
             self.pair.settle(span_ns=30 * MILLISECOND)
             for party in (self.a, self.b):
                 party.completions()

@@ -79,7 +79,7 @@ class Story:
         if opcode != "RESPONSE MIDDLE":
             extended = AETH(syndrome=syndrome, msn=msn & 0xFFFFFF)
         if opcode == "ATOMIC ACK":
-            extended /= layers.AtomicAckETH(original=how.pop("original", 0))
+            extended /= layers.AtomicAckETH(origdata=how.pop("original", 0))
         return self.put(opcode, psn, extended, size, side=1, **how)
 
     def notify(self, *, becn: int = 1) -> Story:

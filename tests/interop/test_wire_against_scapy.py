@@ -16,7 +16,7 @@ from scapy.utils import wrpcap
 from emul.wire import frame, headers, mad
 from emul.wire.headers import Opcode, Syndrome
 from lab.injector import forge as forging
-from lab.wire import layers
+from lab.wire import layers, mads
 
 A, B = "10.77.0.1", "10.77.0.2"
 MAC_A, MAC_B = "02:cc:4d:00:00:01", "02:cc:4d:00:00:02"
@@ -91,7 +91,7 @@ def atomic() -> tuple[bytes, Packet]:
 
 def atomic_ack() -> tuple[bytes, Packet]:
     (our_aeth, their_aeth) = aeth()
-    return our_aeth + headers.ATOMIC_ACK_ETH.pack(1 << 40), their_aeth / layers.AtomicAckETH(original=1 << 40)
+    return our_aeth + headers.ATOMIC_ACK_ETH.pack(1 << 40), their_aeth / layers.AtomicAckETH(origdata=1 << 40)
 
 
 def atomic_write() -> tuple[bytes, Packet]:
@@ -143,6 +143,75 @@ MESSAGES: list[mad.Message] = [
     mad.Dreq(7, 8, 0x13),
     mad.Drep(8, 7),
 ]  # fmt: skip
+
+
+GIDS = {"lgid": f"::ffff:{A}", "rgid": f"::ffff:{B}"}
+AS_SCAPY_BUILDS: list[Packet] = [
+    mads.CM_REQ(lcommid=7, serviceid=0xCC4D_0001, lqpn=0x12, psn=99, mtu=4, **GIDS)
+    / mads.RdmaCm(port=0x1234, src=A, dst=B)
+    / b"hello",
+    mads.CM_REP(lcommid=8, rcommid=7, lqpn=0x13, psn=100) / b"welcome",
+    mads.CM_RTU(lcommid=7, rcommid=8),
+    mads.CM_REJ(rcommid=7, message="REQ", reason="invalid service id"),
+    mads.CM_MRA(lcommid=8, rcommid=7, message="REQ", timeout=20),
+    mads.CM_DREQ(lcommid=7, rcommid=8, rqpn=0x13),
+    mads.CM_DREP(lcommid=8, rcommid=7),
+]
+"""MESSAGES, with scapy's own words."""
+
+
+@pytest.mark.parametrize("number", range(len(MESSAGES)), ids=lambda number: type(MESSAGES[number]).__name__)
+def test_messages_of_connection_management_are_scapys_to_the_byte_and_dissected(number: int) -> None:
+    mine, judged = MESSAGES[number].emit(42), bytes(mads.MAD(tid=42) / AS_SCAPY_BUILDS[number])
+    assert mine == judged
+    seen = Ether(ours(Opcode.UD_SEND_ONLY, deth()[0], mine, qpn=1))
+    assert type(AS_SCAPY_BUILDS[number]) in seen
+    assert seen[mads.MAD].tid == 42
+    message = seen[type(AS_SCAPY_BUILDS[number])]
+    for field in AS_SCAPY_BUILDS[number].fields:
+        assert message.getfieldval(field) == AS_SCAPY_BUILDS[number].getfieldval(field)
+    assert seen.summary()
+    seen[ScapyBTH].icrc = None
+    assert bytes(seen) == ours(Opcode.UD_SEND_ONLY, deth()[0], mine, qpn=1)
+
+
+def test_answers_of_connection_management_are_told_from_strangers() -> None:
+    req, rep, rtu, rej, mra, dreq, drep = (mads.MAD(tid=42) / message for message in AS_SCAPY_BUILDS)
+    good = [(rep, req), (rej, req), (mra, req), (rtu, rep)]
+    assert all(answer.answers(question) for answer, question in good)
+    assert len({message.hashret() for message in (req, rep, drep)}) == 1
+    assert not req.answers(rep)
+    assert not drep.answers(req)
+    assert not (mads.MAD(tid=43) / AS_SCAPY_BUILDS[1]).answers(req)
+    assert not rep.answers(AS_SCAPY_BUILDS[0])
+    assert (mads.MAD() / mads.CM_DREP(rcommid=7)).answers(mads.MAD() / mads.CM_DREQ(lcommid=7))
+
+
+def test_private_data_that_is_no_rdma_cm_header_stays_as_it_is() -> None:
+    other, six = bytes([1, 0x40]) + bytes(90), bytes([0, 0x60]) + bytes(90)
+    for private, layer in ((b"short", Raw), (other, Raw), (six, mads.RdmaCm6)):
+        seen = mads.MAD(bytes(mads.MAD() / mads.CM_REQ() / Raw(private.ljust(92, b"."))))
+        assert layer in seen
+
+
+@pytest.mark.parametrize("opcode", list(EXTENDED), ids=lambda opcode: opcode.name)
+def test_each_packet_has_a_summary(opcode: Opcode) -> None:
+    _, built = EXTENDED[opcode]()
+    summary = Ether(scapys(opcode, built)).summary()
+    assert "Raw" not in summary or opcode is Opcode.ATOMIC_WRITE
+
+
+def test_immediate_data_is_found_in_datagrams_too() -> None:
+    seen = Ether(scapys(0x65, layers.DETH(sqpn=5) / layers.ImmDt(immdata=77), b"data"))
+    assert seen[layers.ImmDt].immdata == 77
+    plain = Ether(scapys(0x64, layers.DETH(sqpn=5), b"data"))
+    assert bytes(plain[Raw].load) == b"data"
+
+
+def test_names_of_opcodes_stand_in_what_scapy_shows() -> None:
+    assert "RC_FLUSH" in Ether(scapys(Opcode.FLUSH, feth()[1])).show(dump=True)
+    assert ScapyBTH(opcode="RC_ATOMIC_WRITE").opcode == Opcode.ATOMIC_WRITE
+    assert (ScapyBTH() / ScapyAETH()).opcode == 0x51, "scapy's own default, that of RD, stays"
 
 
 def built_both_ways(opcode: Opcode, payload: bytes) -> tuple[bytes, bytes]:
