@@ -38,12 +38,14 @@ from emul.wellknown import (
     CHALLENGE_BYTES,
     MESSAGE_FENCE,
     MESSAGE_FENCED,
+    PROTOCOL_VERSION,
     RECEIVE_BYTES,
     RECEIVES_POSTED,
     SERVICE_ID,
     ConnectReply,
     ConnectRequest,
     FirmwareMessage,
+    VersionRefusal,
     proof,
     proof_matches,
 )  # fmt: skip
@@ -132,7 +134,7 @@ class PeerLink:
         if event.kind is CmEventType.REPLY and self._reply is None:
             self._on_reply(event.private_data, fence_epoch)
         elif event.kind is CmEventType.REJECTED:
-            self._refuse(Reason.REJECTED, f"firmware rejected the connection, reason {event.reason}")
+            self._on_rejected(event)
         elif event.kind is CmEventType.UNREACHABLE:
             self._refuse(Reason.UNREACHABLE, "no answer to the connection request")
         elif event.kind is CmEventType.DISCONNECTED:
@@ -210,6 +212,14 @@ class PeerLink:
             for slot in range(RECEIVES_POSTED):
                 self._post_receive(slot)
             self._tell(ev.PeerConnected(me.partner, me.path, fence_epoch, int(self.mtu)))
+
+    def _on_rejected(self, event: CmEvent) -> None:
+        refusal = VersionRefusal.parse(event.private_data)
+        if refusal is None:
+            self._refuse(Reason.REJECTED, f"firmware rejected the connection, reason {event.reason}")
+        else:
+            spoken = f"the firmware speaks version {refusal.version} of the well-known service"
+            self._refuse(Reason.NO_COMMON_VERSION, f"{spoken}, we speak {PROTOCOL_VERSION}")
 
     def _refuse(self, reason: Reason, text: str) -> None:
         if not self._failed:

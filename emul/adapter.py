@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from errno import EINVAL
 
@@ -19,6 +19,7 @@ from emul.congestion import CNP_RESERVED, CNP_TRAFFIC_CLASS, cnp_bth
 from emul.counters import port_counters, with_known_names
 from emul.errors import RDMAError
 from emul.firmware import FIRMWARE_ACCESS, Firmware, FirmwareLink, Identity
+from emul.hardware_faults import HardwareFaults, Report
 from emul.host_context import HostContext, Reply, Request
 from emul.memory import Memory
 from emul.neighbours import Neighbours, Route
@@ -162,7 +163,9 @@ class Adapter:
             open_qp=self._open_firmware_qp,
             close_qp=self._close_firmware_qp,
             fresh_pd=self.fresh_pd,
+            fresh_psn=self.fresh_psn,
             forget=lambda number: self.cm.forget(number),
+            on_old=lambda: self.faults.on_old_firmware(),
         )
         self.cm = ConnectionMachine(
             source_for=self._neighbours.source_for,
@@ -173,11 +176,20 @@ class Adapter:
             control=self,
         )
         self.host: HostContext | None = None
+        self.faults = HardwareFaults(self)
+        self._disturbed: HardwareFaults | None = None
+        """Asked only while a fault is armed or holds something back."""
+        self._by_cm: set[int] = set()
+        """Queue pairs that connection management connected."""
+        self._plugged = True
+        self._first_psn: int | None = None
 
     # -- in -----------------------------------------------------------------------------------------------------------
 
     def on_frame(self, frame: bytes, *, now: Instant) -> None:
         """One frame from the cable. Whatever it is, it is handled or counted; it never raises."""
+        if self._disturbed is not None and not self._disturbed.admits(frame, now=now):
+            return
         self._frames_received += 1
         self._octets_received += len(frame)
         ethertype = frame[12] << 8 | frame[13] if len(frame) > 14 else 0
@@ -222,6 +234,12 @@ class Adapter:
         if qp is None or qp.route is None or qp.route.path != accepted.path:
             self._counters["rx_no_qp" if qp is None else "rx_wrong_source"] += 1
             return
+        disturbed = self._disturbed
+        if disturbed is not None:
+            left = disturbed.on_packet(qp, opcode, psn & 0xFFFFFF, body, frame, accepted)
+            if left is None:
+                return
+            body = left
         self._received += 1
         solicited = bool(flags & SOLICITED_EVENT)
         if not qp.on_packet(opcode, psn & 0xFFFFFF, bool(psn & ACK_REQUEST), body, now=now, solicited=solicited):
@@ -236,6 +254,8 @@ class Adapter:
             self.cm.on_communication(qpn, now=now)  # the responder has moved on: that was the packet that was due
             self._after_cm(now)
         self._after(qp)
+        if disturbed is not None:
+            disturbed.after_packet()
 
     def _notify(self, qp: QueuePair) -> None:
         """Tells the peer that its packets met congestion."""
@@ -315,8 +335,8 @@ class Adapter:
 
     def on_doorbell(self, *, now: Instant) -> bool:
         """Takes what the host has posted; False when no doorbell had been rung."""
-        host = self.host
-        if host is None:
+        host, disturbed = self.host, self._disturbed
+        if host is None or (disturbed is not None and disturbed.hung):
             return False
         rang = False
         for _ in range(DOORBELLS_PER_TURN_MAX):
@@ -324,25 +344,31 @@ class Adapter:
             if number is None:
                 break
             rang = True
-            if number == -1:
-                self.look_at_all_queues()
+            if disturbed is not None and disturbed.keeps_doorbell(number, now=now):
                 continue
-            qp = host.qps.get(number)
-            if qp is not None:
-                qp.take_work()
-                self._after(qp)
+            self._ring(number)
         return rang
+
+    def _ring(self, number: int) -> None:
+        qp = self.host.qps.get(number) if self.host is not None else None
+        if number == -1:
+            self.look_at_all_queues()
+        elif qp is not None:
+            qp.take_work()
+            self._after(qp)
 
     def look_at_all_queues(self) -> None:
         """Takes posted work without a doorbell: after an overrun of the ring, and now and then in case one was lost."""
-        if self.host is not None:
+        if self.host is not None and not self.faults.hung:
             for qp in list(self.host.qps.values()):
                 qp.take_work()
                 self._after(qp)
 
     def on_carrier(self, up: bool) -> None:
         """The port's carrier, as read: a change is an asynchronous event for the host."""
-        if up is self._carrier:
+        self._plugged = up
+        up = up and not self.faults.port_off
+        if up is self._carrier or self.faults.hung:
             return
         self._carrier = up
         self._counters["link_downed" if not up else "link_upped"] += 1
@@ -357,6 +383,12 @@ class Adapter:
     def poll_transmit(self, frames_max: int = FRAMES_PER_PULL_MAX, *, now: Instant) -> list[bytes]:
         """The next frames to be sent, at most `frames_max`; queue pairs take turns."""
         frames: list[bytes] = []
+        disturbed = self._disturbed
+        if disturbed is not None:
+            disturbed.now = now
+            if disturbed.hung:
+                return frames
+            self._note_faults()
         while self._out and len(frames) < frames_max:
             frames.append(self._out.popleft())
         active, flow = self._active, self._flow
@@ -373,6 +405,8 @@ class Adapter:
             if qp.attention:
                 self._attend(qp)
             self._watch_time(qp)
+        if disturbed is not None and frames and disturbed.loses_sent(len(frames)):
+            frames = []
         self._sent += len(frames)
         for sent in frames:
             self._octets_sent += len(sent)
@@ -411,13 +445,23 @@ class Adapter:
     def next_deadline(self, *, now: Instant) -> Instant | None:
         """When `on_time` is due; it may turn out to have nothing to do."""
         at = self._timers[0][0] if self._timers else None
-        for other in (self.cm.next_at, self._neighbours.deadline(), self._firmware.deadline(now)):
+        fault_at = None
+        if self._disturbed is not None:
+            fault_at = self._disturbed.deadline()
+            if self._disturbed.hung:
+                return fault_at
+        for other in (self.cm.next_at, self._neighbours.deadline(), self._firmware.deadline(now), fault_at):
             if other is not None and (at is None or other < at):
                 at = other
         return at
 
     def on_time(self, *, now: Instant) -> None:
         """Everything whose time has come."""
+        if self._disturbed is not None:
+            self._disturbed.on_time(now=now)
+            self._note_faults()
+            if self.faults.hung:
+                return
         while self._timers and self._timers[0][0] <= now:
             at, number = heapq.heappop(self._timers)
             if self._timer_at.get(number) != at:
@@ -461,7 +505,8 @@ class Adapter:
         return self.host
 
     def execute(self, request: Request, memories: list[Memory], *, now: Instant) -> tuple[Reply, list[Memory]]:
-        """One slow verb of the host."""
+        """One slow verb of the host. A card that hangs answers none: its driver asks `faults.hung` first."""
+        self.faults.now = now
         if self.host is None:
             return {"errno": EINVAL, "message": "no host is attached"}, []
         answer = self.host.execute(request, memories, now=now)
@@ -483,6 +528,7 @@ class Adapter:
         total["firmware_links"] = self._firmware.links()
         total["cm_connections"] = self.cm.connections()
         total.update(self.cm.counters)
+        total.update(self.faults.counters())
         return with_known_names(total)
 
     def port_counters(self) -> dict[str, int]:
@@ -517,6 +563,9 @@ class Adapter:
 
     def fresh_qpn(self) -> int:
         """Services."""
+        reused = self._disturbed.reused_qpn() if self._disturbed is not None else None
+        if reused is not None and reused not in self._qps:
+            return reused
         while True:
             self._next_qpn = self._next_qpn + 1 if self._next_qpn < 0xFFFFFE else _QPN_FIRST
             if self._next_qpn not in self._qps and not self.cm.holds(self._next_qpn):
@@ -529,6 +578,7 @@ class Adapter:
     def add_qp(self, qp: QueuePair) -> None:
         """Services."""
         self._qps[qp.number] = qp
+        self.faults.adopt(qp)
 
     def remove_qp(self, number: int) -> None:
         """Services."""
@@ -536,6 +586,8 @@ class Adapter:
         if qp is None:
             return
         self._counters.update(qp.counters())
+        self._by_cm.discard(number)
+        self.faults.forget(number)
         self._timer_at.pop(number, None)
         if number in self._is_active:
             self._is_active.discard(number)
@@ -568,6 +620,7 @@ class Adapter:
     def ready_to_receive(self, qpn: int, attr: QPAttr, address: bytes, *, now: Instant) -> bool:
         """QpControl."""
         attr.path_mtu = min(attr.path_mtu, self._active_mtu)
+        self._by_cm.add(qpn)
         return self._move(qpn, attr, QPState.RTR, address, now)
 
     def ready_to_send(self, qpn: int, attr: QPAttr, *, now: Instant) -> bool:
@@ -584,6 +637,14 @@ class Adapter:
             qp.fail(None)
             self._after(qp)
 
+    def fresh_psn(self) -> int:
+        """QpControl."""
+        drawn = self._rng.randrange(1 << 24)
+        if self._first_psn is None:
+            return drawn
+        self.faults.on_first_psn()
+        return self._first_psn
+
     def _move(self, qpn: int, attr: QPAttr, state: QPState, address: bytes | None, now: Instant) -> bool:
         qp = self._qps.get(qpn)
         if qp is None:
@@ -594,6 +655,80 @@ class Adapter:
         except RDMAError:
             return False
         return True
+
+    # -- hardware faults: for whoever injects them, and Card ----------------------------------------------------------
+
+    def inject(
+        self, fault: str, parameters: Mapping[str, object], *, now: Instant, number: int | None = None, seed: int = 0
+    ) -> Report:
+        """Injects a hardware fault (`emul.fault_kinds`); gives its report, "id" is its number. Raises RDMAError."""
+        self._disturbed = self.faults
+        try:
+            return self.faults.inject(fault, parameters, now=now, number=number, seed=seed)
+        finally:
+            self._note_faults()
+
+    def heal(self, number: int | None = None, *, now: Instant) -> list[Report]:
+        """Undoes one of them, or all; gives the reports. Raises RDMAError for one that there never was."""
+        self._disturbed = self.faults
+        try:
+            return self.faults.heal(number, now=now)
+        finally:
+            self._note_faults()
+
+    def _note_faults(self) -> None:
+        self._disturbed = self.faults if self.faults.busy else None
+
+    def queue_pairs(self) -> Mapping[int, QueuePair]:
+        """Card."""
+        return self._qps
+
+    def role_of(self, number: int) -> str:
+        """Card."""
+        if number in self._links:
+            return "firmware"
+        return "path" if number in self._by_cm else "client"
+
+    def look_after(self, qp: QueuePair) -> None:
+        """Card."""
+        self._after(qp)
+
+    def take_late(self, what: bytes | int, *, now: Instant) -> None:
+        """Card."""
+        if isinstance(what, int):
+            self._ring(what)
+        else:
+            self.on_frame(what, now=now)
+
+    def take_stalled(self, frame: bytes, accepted: Accepted, *, now: Instant) -> None:
+        """Card."""
+        self._on_packet(frame, accepted, now)
+
+    def switch_port(self, *, on: bool) -> None:
+        """Card."""
+        self.on_carrier(self._plugged)
+
+    def drop_key(self, key: int) -> None:
+        """Card."""
+        self.regions.deregister(key)
+
+    def keep_stale_keys(self, *, on: bool) -> None:
+        """Card."""
+        self.regions.keeps_stale = on
+        if not on:
+            self.regions.forget_stale()
+
+    def stale_uses(self) -> int:
+        """Card."""
+        return self.regions.stale_uses
+
+    def speak_version(self, version: int | None) -> None:
+        """Card."""
+        self._firmware.old_version = version
+
+    def begin_at_psn(self, first: int | None) -> None:
+        """Card."""
+        self._first_psn = first
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 

@@ -155,6 +155,9 @@ class QpControl(Protocol):
     def broken(self, qpn: int, *, now: Instant) -> None:
         """The queue pair to ERR."""
 
+    def fresh_psn(self) -> int:
+        """Where a new connection begins to count."""
+
 
 class _Listener:
     __slots__ = ("backlog", "number", "service_id", "waiting")
@@ -243,7 +246,7 @@ class ConnectionMachine:
             raise RDMAError(ENOMEM, f"an adapter has {CONNECTIONS_MAX} connections at the most")
         connection = Connection(self._table.fresh_number(), address, State.REQ_SENT, attr)
         connection.qpn, connection.from_host, connection.told, connection.at_once = qpn, True, True, at_once
-        attr.sq_psn = self._rng.randrange(1 << 24)
+        attr.sq_psn = self._control.fresh_psn()
         request = Req(
             local_comm_id=connection.number,
             service_id=service_id,
@@ -328,7 +331,7 @@ class ConnectionMachine:
         attr.timeout, attr.retry_cnt, attr.rnr_retry = asked.timeout, asked.retry_cnt, asked.rnr_retry
         attr.max_rd_atomic = min(attr.max_rd_atomic, asked.max_rd_atomic)
         attr.max_dest_rd_atomic = min(attr.max_dest_rd_atomic, asked.max_dest_rd_atomic)
-        attr.sq_psn = self._rng.randrange(1 << 24)
+        attr.sq_psn = self._control.fresh_psn()
         if not self._control.ready_to_receive(qpn, attr, connection.address, now=now):
             raise RDMAError(EINVAL, f"QP {qpn} could not be made ready to receive")
         self._leave_backlog(connection)

@@ -30,6 +30,7 @@ from emul.wellknown import (
     ConnectReply,
     ConnectRequest,
     FirmwareMessage,
+    VersionRefusal,
     proof,
     proof_matches,
 )
@@ -139,7 +140,9 @@ class Firmware:
         open_qp: Callable[[FirmwareLink], int],
         close_qp: Callable[[int], None],
         fresh_pd: Callable[[], int],
+        fresh_psn: Callable[[], int],
         forget: Callable[[int], None],
+        on_old: Callable[[], None],
     ) -> None:
         self._identity = identity
         self._node = node_memory
@@ -148,7 +151,11 @@ class Firmware:
         self._open_qp = open_qp
         self._close_qp = close_qp
         self._fresh_pd = fresh_pd
+        self._fresh_psn = fresh_psn
         self._forget = forget
+        self._on_old = on_old
+        self.old_version: int | None = None
+        """A hardware fault: the version of the service that it speaks instead of PROTOCOL_VERSION."""
         self._links: dict[int, FirmwareLink] = {}
         self._pending: list[_PendingFence] = []
         self.events: list[AsyncEvent] = []
@@ -167,8 +174,13 @@ class Firmware:
         if RdmaCmHeader.parse(private) is not None:
             private = private[RDMA_CM_HEADER_BYTES:]
         request = ConnectRequest.parse(private)
-        if request is None or request.version != PROTOCOL_VERSION or not _addressable(request):
+        if request is None or not _addressable(request):
             return self._refuse(RejectReason.CONSUMER)
+        version = PROTOCOL_VERSION if self.old_version is None else self.old_version
+        if request.version != version:
+            if self.old_version is not None:
+                self._on_old()
+            return self._refuse(RejectReason.CONSUMER, VersionRefusal(version).emit())
         if len(self._links) >= LINKS_MAX:
             return self._refuse(RejectReason.NO_QP)
         unproven = [link for link in self._links.values() if not link.proven]
@@ -182,7 +194,7 @@ class Firmware:
         self._links[number] = link
         link.qpn = self._open_qp(link)
         reply = self._grant(link, request)
-        return Accept(link.qpn, self._rng.randrange(1 << 24), reply.emit())
+        return Accept(link.qpn, self._fresh_psn(), reply.emit())
 
     def on_established(self, number: int, private_data: bytes, *, now: Instant) -> bool:
         """The caller's proof decides; an older connection of the same partner and path ends."""
@@ -285,9 +297,9 @@ class Firmware:
             outbox_rkey=outbox.key,
         )
 
-    def _refuse(self, reason: RejectReason) -> Reject:
+    def _refuse(self, reason: RejectReason, private_data: bytes = b"") -> Reject:
         self.refused += 1
-        return Reject(reason)
+        return Reject(reason, private_data)
 
 
 def _addressable(request: ConnectRequest) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import ENODEV
+from errno import ENODEV, ETIMEDOUT
 
 from emul.adapter import Adapter
 from emul.clock import Instant
@@ -143,3 +143,5 @@ class LocalDevice:
     def _check(self) -> None:
         if self.dead:
             raise DeviceGone(ENODEV, "the adapter is dead")
+        if self._adapter.faults.hung:
+            raise DeviceGone(ETIMEDOUT, "the adapter does not answer")

@@ -507,6 +507,35 @@ class QueuePair:
                 receive.wr_id, 0, self.number, 0, WCStatus.WR_FLUSH_ERR, WCOpcode.RECV, WCFlags.NONE, True
             )
 
+    # -- hardware faults ----------------------------------------------------------------------------------------------
+
+    @property
+    def send_sink(self) -> CompletionSink:
+        """Where completions of its send queue go."""
+        return self._send_sink
+
+    def completes_to(self, sink: CompletionSink) -> bool:
+        """Whether any of its completions go there."""
+        return self._send_sink is sink or self._receive_sink is sink
+
+    def divert(self, way: Callable[[CompletionSink], CompletionSink]) -> None:
+        """Lets completions go elsewhere: `way` gives for each sink the one to be used from now on."""
+        self._send_sink, self._receive_sink = way(self._send_sink), way(self._receive_sink)
+
+    def expects(self, psn: int) -> bool:
+        """Whether a request with this PSN would be a new one."""
+        return self._responder is not None and self._responder.epsn == psn
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a request of its own is under way."""
+        return self._completer is not None and self._window.in_flight()
+
+    def repeat_atomic(self) -> None:
+        """The next atomic request is carried out twice."""
+        if self._responder is not None:
+            self._responder.twice = True
+
     # -- what outsiders may see ---------------------------------------------------------------------------------------
 
     def counters(self) -> dict[str, int]:

@@ -67,12 +67,16 @@ class MemoryRegion:
 class RegionTable:
     """All regions of an adapter by key."""
 
-    __slots__ = ("_by_key", "_next_address", "_rng")
+    __slots__ = ("_by_key", "_next_address", "_rng", "_stale", "keeps_stale", "stale_uses")
 
     def __init__(self, rng: random.Random) -> None:
         self._by_key: dict[int, MemoryRegion] = {}
         self._rng = rng
         self._next_address = ADDRESS_FIRST + rng.randrange(1 << 24) * _PAGE
+        self._stale: dict[int, MemoryRegion] = {}
+        self.keeps_stale = False
+        """A hardware fault: peers still reach what is deregistered."""
+        self.stale_uses = 0
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -114,8 +118,18 @@ class RegionTable:
     def deregister(self, key: int) -> None:
         """Forgets a key; packets that name it are refused from now on. An unknown key changes nothing."""
         region = self._by_key.pop(key, None)
-        if region is not None:
+        if region is None:
+            return
+        if self.keeps_stale:
+            self._stale[key] = region
+        else:
             region.valid = False
+
+    def forget_stale(self) -> None:
+        """Keys that had outlived their registration are dead."""
+        for region in self._stale.values():
+            region.valid = False
+        self._stale.clear()
 
     def can_invalidate(self, rkey: int, pd: int) -> bool:
         """Whether a peer may kill this key: a region of the same domain that had been opened to peers at all."""
@@ -143,13 +157,18 @@ class RegionTable:
     def remote(self, rkey: int, addr: int, length: int, pd: int, access: int) -> MemoryRegion | None:
         """The region that a packet from the wire may touch, None where anything forbids it."""
         region = self._by_key.get(rkey)
-        if region is None or region.pd != pd or region.access & access != access:
+        if region is None:
+            region = self._stale.get(rkey)
+            if region is None:
+                return None
+            self.stale_uses += 1
+        if region.pd != pd or region.access & access != access:
             return None
         offset = addr - region.addr
         return region if offset >= 0 and offset + length <= region.length else None
 
     def _fresh_key(self) -> Rkey:
         key = self._rng.randrange(1, 1 << 32)
-        while key in self._by_key:
+        while key in self._by_key or key in self._stale:
             key = self._rng.randrange(1, 1 << 32)
         return Rkey(key)

@@ -93,7 +93,8 @@ class Responder:
     __slots__ = (
         "_access", "_atomics", "_cursor", "_fenced", "_message", "_more", "_mtu", "_nak_sent", "_pd", "_receive",
         "_receive_regions", "_receive_room", "_region", "_regions", "_remaining", "_rnr_timer", "_slots",
-        "_take_receive", "answers", "counts", "delivered", "epsn", "msn", "refusal", "written",
+        "_take_receive", "answers", "counts", "delivered", "epsn", "msn", "refusal", "twice",
+        "written",
     )  # fmt: skip
 
     def __init__(
@@ -138,6 +139,8 @@ class Responder:
         self.delivered: list[Delivery] = []
         self.written: list[MemoryRegion] = []
         self.refusal: Syndrome | None = None
+        self.twice = False
+        """A hardware fault: the next atomic is carried out twice."""
         self.counts = ResponderCounts()
 
     def adjust(self, *, access: AccessFlags, min_rnr_timer: int) -> None:
@@ -365,11 +368,10 @@ class Responder:
             self._fail(target)
             return
         self.counts.atomics += 1
-        (original,) = _NATIVE.unpack_from(target)
-        if opcode == Opcode.FETCH_ADD:
-            _NATIVE.pack_into(target, 0, (original + swap_or_add) & _U64)
-        elif original == compare:
-            _NATIVE.pack_into(target, 0, swap_or_add)
+        original = _carry_out(opcode, target, swap_or_add, compare)
+        if self.twice:
+            self.twice = False
+            _carry_out(opcode, target, swap_or_add, compare)
         self._accept(psn, 1)
         while len(self._atomics) >= max(1, self._slots):
             del self._atomics[next(iter(self._atomics))]
@@ -478,6 +480,16 @@ class Responder:
         self._nak_sent = False
         self._tell_once(syndrome)
         self.refusal = syndrome
+
+
+def _carry_out(opcode: int, target: memoryview, swap_or_add: int, compare: int) -> int:
+    """One atomic; gives what it found."""
+    original: int = _NATIVE.unpack_from(target)[0]
+    if opcode == Opcode.FETCH_ADD:
+        _NATIVE.pack_into(target, 0, (original + swap_or_add) & _U64)
+    elif original == compare:
+        _NATIVE.pack_into(target, 0, swap_or_add)
+    return original
 
 
 class ResponderCounts:

@@ -25,6 +25,7 @@ _MAGIC = 0x43434D57
 _REQUEST = struct.Struct("<IHHHHQ16s")
 _REPLY = struct.Struct("<IHHQ16s32sQIQIQI")
 _MESSAGE = struct.Struct("<IHHQQ")
+_REFUSAL = struct.Struct("<IHH")
 MESSAGE_BYTES = _MESSAGE.size
 RECEIVE_BYTES = 64
 """Size of the receive buffers that both ends post on the well-known connection."""
@@ -95,6 +96,25 @@ class ConnectReply:
         return cls(
             node, boot, challenge, answer, status, status_key, inbox, inbox_key, outbox, outbox_key, version=version
         )
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRefusal:
+    """Private data of REJ: the firmware speaks `version` and no other."""
+
+    version: int
+
+    def emit(self) -> bytes:
+        """8 bytes, fits a REJ (148)."""
+        return _REFUSAL.pack(_MAGIC, self.version, 0)
+
+    @classmethod
+    def parse(cls, data: bytes) -> VersionRefusal | None:
+        """None for anything that is not such a refusal."""
+        if len(data) < _REFUSAL.size:
+            return None
+        magic, version, _ = _REFUSAL.unpack_from(data)
+        return cls(version) if magic == _MAGIC else None
 
 
 def proof(key: bytes, role: str, challenge: bytes, node_id: int, incarnation: int) -> bytes:
