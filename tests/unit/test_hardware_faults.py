@@ -8,6 +8,7 @@ import pytest
 
 from emul.clock import MICROSECOND, MILLISECOND, Instant
 from emul.cm import CmEvent, CmEventType, CmId
+from emul.enums import PortState
 from emul.errors import DeviceGone, RDMAError
 from emul.fault_kinds import KINDS
 from emul.hardware_faults import LOOK_INTERVAL_NS
@@ -142,10 +143,10 @@ def test_a_port_that_is_switched_off_tells_its_host_and_comes_back() -> None:
     story.write(b"into the dark")
     story.let_pass(A_WHILE)
     assert [e.event_type for e in story.b.context.get_async_events()] == [EventType.PORT_ERR]
-    assert story.b.context.query_port(1).state == "DOWN"
+    assert story.b.context.query_port(1).state is PortState.DOWN
     assert story.b.mr.read(4, 0) == bytes(4)
     story.pair.adapters[1].on_carrier(True)  # the cable was never bad
-    assert story.b.context.query_port(1).state == "DOWN"
+    assert story.b.context.query_port(1).state is PortState.DOWN
     story.heal()
     assert [e.event_type for e in story.b.context.get_async_events()] == [EventType.PORT_ACTIVE]
     story.pair.settle()
