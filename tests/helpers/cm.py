@@ -30,6 +30,7 @@ class Desk:
         self.proves = True
         self.firmware_qpn = FIRMWARE_QPN
         self.ended: list[int] = []
+        self._psns = random.Random(f"psn/{seed}/{address.hex()}")
         self.machine = ConnectionMachine(
             source_for=lambda peer: address if len(peer) == len(address) else None,
             gids=frozenset({gid_bytes(address)}),
@@ -53,6 +54,9 @@ class Desk:
     def broken(self, qpn: int, *, now: Instant) -> None:
         if qpn in self.qps:
             self.qps[qpn] = QPState.ERR
+
+    def fresh_psn(self) -> int:
+        return self._psns.randrange(1 << 24)
 
     def _move(self, qpn: int, state: QPState) -> bool:
         if state in self.refuses:

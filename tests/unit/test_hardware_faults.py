@@ -30,7 +30,7 @@ class Story:
         self.pair = AdapterPair()
         self.a = Party(self.pair.contexts[0], access=access)
         self.b = Party(self.pair.contexts[1], access=access)
-        connect_by_hand(self.pair, (self.a, self.b), qp_access_flags=int(access))
+        connect_by_hand(self.pair, (self.a, self.b), qp_access_flags=access)
         self.pair.settle(span_ns=A_WHILE)
         self.pair.seen.clear()
 
