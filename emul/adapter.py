@@ -194,19 +194,17 @@ class Adapter:
         self._octets_received += len(frame)
         ethertype = frame[12] << 8 | frame[13] if len(frame) > 14 else 0
         if ethertype == ETHERTYPE_IPV4:
-            self._on_envelope(frame, self._envelopes.accept(frame), now)
+            accepted = self._envelopes.accept(frame)
         elif ethertype == ETHERTYPE_IPV6:
             accepted = self._envelopes.accept6(frame)
             if accepted == "rx_not_roce" and is_discovery(frame):
                 self._on_discovery(frame)
-            else:
-                self._on_envelope(frame, accepted, now)
+                return
         elif ethertype == ETHERTYPE_ARP:
             self._on_arp(frame)
+            return
         else:
-            self._counters["rx_not_roce" if len(frame) > 14 else "rx_truncated"] += 1
-
-    def _on_envelope(self, frame: bytes, accepted: Accepted | str, now: Instant) -> None:
+            accepted = "rx_not_roce" if len(frame) > 14 else "rx_truncated"
         if isinstance(accepted, str):
             self._counters[accepted] += 1
         elif not icrc_matches(frame, accepted):

@@ -281,11 +281,10 @@ class Envelopes:
 
 def icrc_matches(frame: bytes, envelope: Accepted) -> bool:
     """Whether the four bytes at the end of the packet are its ICRC."""
-    start, end = envelope.transport, envelope.length - ICRC_BYTES
-    payload = start + BTH_BYTES
-    masked = frame[start : start + 4] + b"\xff" + frame[start + 5 : payload]
-    seed = crc32(masked, envelope.seed)
-    return crc32(frame[payload:end], seed) == int.from_bytes(frame[end : envelope.length], "little")
+    start, length = envelope.transport, envelope.length
+    end = length - ICRC_BYTES
+    before = crc32(frame[start : start + 4] + b"\xff", envelope.seed)  # as masked_bth, up to the masked byte
+    return crc32(frame[start + 5 : end], before) == int.from_bytes(frame[end:length], "little")
 
 
 ARP_REQUEST = 1
