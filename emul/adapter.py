@@ -604,7 +604,7 @@ class Adapter:
         self._out.extend(self._neighbours.out)
         self._neighbours.out.clear()
         if attr.qp_state is QPState.ERR:
-            qp.fail(None)
+            qp.fail(None, None)  # the host knows: no QP_FATAL
         else:
             qp.modify(attr, route, given)
         self._after(qp)
