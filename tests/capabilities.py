@@ -9,6 +9,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+from tests.softroce.image import missing_programs
 
 PROBE_TIMEOUT_S = 20
 _NAMESPACE_PROBE = """
@@ -60,6 +63,14 @@ def _docker() -> str | None:
     return None if result.returncode == 0 else "needs a docker engine that answers"
 
 
+def _softroce() -> str | None:
+    if os.environ.get("LAB_SOFTROCE") != "1":
+        return "runs in a virtual machine, for minutes: nox -s softroce"
+    if not Path("/dev/net/tun").exists():
+        return "needs /dev/net/tun for a virtual machine's interface"
+    return missing_programs()
+
+
 def _program(name: str) -> Callable[[], str | None]:
     return lambda: None if shutil.which(name) else f"needs {name}"
 
@@ -70,5 +81,6 @@ CAPABILITIES: dict[str, Capability] = {
     "docker": Capability("needs_docker", _docker),
     "tshark": Capability("needs_tshark", _program("tshark")),
     "tcpdump": Capability("needs_tcpdump", _program("tcpdump")),
+    "softroce": Capability("needs_softroce", _softroce),
     "vagrant": Capability("needs_vagrant", _program("vagrant")),
 }
