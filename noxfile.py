@@ -98,12 +98,12 @@ PACKAGES = ("emul", "ccm", "lab")
 TEST_DIRECTORIES = ("unit", "sim", "netns", "docker", "interop", "regression", "vagrant")
 
 
-def run(session: nox.Session, *command: str, success_codes: tuple[int, ...] = (0,)) -> None:
+def run(session: nox.Session, *command: str, success_codes: tuple[int, ...] = (0,), **variables: str) -> None:
     """Runs a module of the shared environment (`python -m ...`)."""
     python = str(ensure_environment())
     # `lab` starts programs of its own by name.
     path = f"{PYTHON.parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    environment = {"PATH": path, "PYTHONUNBUFFERED": "1"}
+    environment = {"PATH": path, "PYTHONUNBUFFERED": "1", **variables}
     session.run(python, "-m", *command, external=True, env=environment, success_codes=success_codes)
 
 
@@ -151,6 +151,12 @@ def _test_session(name: str) -> None:
 for _name in TEST_DIRECTORIES:
     if any((ROOT / "tests" / _name).glob("test_*.py")):
         _test_session(_name)
+
+
+@nox.session(venv_backend="none")
+def softroce(session: nox.Session) -> None:
+    """The adapter against Linux soft-RoCE in virtual machines: minutes, and packages of Debian at the first time."""
+    run(session, "pytest", "tests/softroce", *session.posargs, LAB_SOFTROCE="1")
 
 
 @nox.session(venv_backend="none")

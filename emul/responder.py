@@ -93,7 +93,7 @@ class Responder:
     __slots__ = (
         "_access", "_atomics", "_cursor", "_fenced", "_message", "_more", "_mtu", "_nak_sent", "_pd", "_receive",
         "_receive_regions", "_receive_room", "_region", "_regions", "_remaining", "_rnr_timer", "_slots",
-        "_take_receive", "answers", "counts", "delivered", "epsn", "msn", "refusal", "twice",
+        "_take_receive", "_written_bytes", "answers", "counts", "delivered", "epsn", "msn", "refusal", "twice",
         "written",
     )  # fmt: skip
 
@@ -132,6 +132,7 @@ class Responder:
         self._more: list[memoryview] = []
         """... and, for a receive of several pieces, the pieces after that."""
         self._remaining = 0
+        self._written_bytes = 0
         self._nak_sent = False
         self._atomics: dict[int, int] = {}
         """PSN -> value found, of the last atomics: what their repetitions are answered with."""
@@ -222,7 +223,7 @@ class Responder:
                 return Syndrome.NAK_REMOTE_ACCESS, body
             self._region = region
             self._cursor = region.slice(addr, length)
-        self._remaining = length
+        self._remaining = self._written_bytes = length
         return None, body
 
     def _open_send(self) -> Syndrome | None:
@@ -296,7 +297,12 @@ class Responder:
             return
         if extra:
             self._finish_receive(
-                WCStatus.SUCCESS, WCOpcode.RECV_RDMA_WITH_IMM, 0, word, WCFlags.WITH_IMM, solicited=solicited
+                WCStatus.SUCCESS,
+                WCOpcode.RECV_RDMA_WITH_IMM,
+                self._written_bytes,
+                word,
+                WCFlags.WITH_IMM,
+                solicited=solicited,
             )
         if self._region is not None and self._region.watcher:
             self.written.append(self._region)

@@ -11,6 +11,7 @@ import glob
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from pyverbs.device import Context
 from pyverbs.mr import MR, MW, MWBindInfo
 from pyverbs.pd import PD
 from pyverbs.qp import QPAttr, QPCap, QPEx, QPInitAttrEx
-from pyverbs.wr import SGE, RecvWR
+from pyverbs.wr import SGE, RecvWR, SendWR
 
 PORTS = "/dev/vport*"
 PORT_TIMEOUT_S = 30
@@ -81,7 +82,7 @@ class Agent:
         """A program in the background."""
         out = open(f"/tmp/{name}.out", "wb")
         self.programs[name] = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-        return None
+        return
 
     def do_finish(self, name, timeout):
         """Waits for a program; kills it after `timeout` s. Its status is null then."""
@@ -145,6 +146,12 @@ class Agent:
         """One request: `pieces` are (offset, length) in the end's region."""
         made = self.ends[end]
         qp = made.qp
+        if len(pieces) > 1:
+            sg = [SGE(made.mr.buf + offset, piece, made.mr.lkey) for offset, piece in pieces]
+            wr = SendWR(wr_id=wr_id, opcode=getattr(e, f"IBV_WR_{opcode}"), num_sge=len(sg), sg=sg, send_flags=flags)
+            wr.set_wr_rdma(rkey, addr)
+            qp.post_send(wr)
+            return
         qp.wr_start()
         qp.wr_id, qp.wr_flags = wr_id, flags
         if opcode == "SEND":
@@ -170,11 +177,8 @@ class Agent:
         else:
             raise ValueError(f"no such opcode: {opcode}")
         if opcode not in ("FLUSH", "ATOMIC_WRITE"):
-            sg = [SGE(made.mr.buf + offset, piece, made.mr.lkey) for offset, piece in pieces]
-            if len(sg) == 1:
-                qp.wr_set_sge(sg[0])
-            else:
-                qp.wr_set_sge_list(len(sg), sg)
+            [(offset, piece)] = pieces
+            qp.wr_set_sge(SGE(made.mr.buf + offset, piece, made.mr.lkey))
         qp.wr_complete()
 
     def do_window(self, end, offset, length):
@@ -198,7 +202,7 @@ class Agent:
             for wc in completions[:number]:
                 found.append({
                     "wr_id": wc.wr_id, "status": STATUSES.get(wc.status, str(wc.status)), "opcode": int(wc.opcode),
-                    "byte_len": wc.byte_len, "imm": wc.imm_data & 0xFFFFFFFF, "flags": int(wc.wc_flags),
+                    "byte_len": wc.byte_len, "imm": socket.ntohl(wc.imm_data & 0xFFFFFFFF), "flags": int(wc.wc_flags),
                 })  # fmt: skip
             if not number:
                 if time.monotonic() > until:

@@ -85,8 +85,8 @@ class Guest:
         with self._log.open("wb") as log:
             return subprocess.Popen(
                 [
-                    "qemu-system-x86_64", "-machine", f"q35,accel={ACCELERATOR}", "-cpu", PROCESSOR[ACCELERATOR], "-smp", "1",
-                    "-m", str(MEMORY_MB), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+                    "qemu-system-x86_64", "-machine", f"q35,accel={ACCELERATOR}", "-cpu", PROCESSOR[ACCELERATOR],
+                    "-smp", "1", "-m", str(MEMORY_MB), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
                     "-kernel", str(kernel), "-initrd", str(initrd),
                     "-append", "console=ttyS0 quiet loglevel=4 panic=-1 net.ifnames=0 nokaslr edd=off mitigations=off",
                     "-serial", "stdio",

@@ -127,8 +127,8 @@ class PeerEnd:
         """End."""
         index = 1 if other.gid.startswith("::ffff:") else 0
         self._guest.ask(
-            "connect", end=self.number, peer_qpn=other.qpn, peer_gid=ipaddress.IPv6Address(other.gid).exploded, gid_index=index, sq_psn=sq_psn,
-            rq_psn=rq_psn, path_mtu=_encoded_mtu(path_mtu), placement=self._placement, access=self._access,
+            "connect", end=self.number, peer_qpn=other.qpn, peer_gid=ipaddress.IPv6Address(other.gid).exploded,
+            gid_index=index, sq_psn=sq_psn, rq_psn=rq_psn, path_mtu=_encoded_mtu(path_mtu), placement=self._placement, access=self._access,
             **attributes,
         )  # fmt: skip
 
@@ -254,6 +254,10 @@ class OurEnd:
             if not completions:
                 time.sleep(0.001)
         return found
+
+    def region(self, length: int) -> MR:
+        """One more region of its protection domain."""
+        return MR(self._pd, length, self._access)
 
     def state(self) -> str:
         """End."""

@@ -107,6 +107,7 @@ def test_immediate_data_arrives_beside_a_write() -> None:
     pair.settle()
     (received,) = b.completions()
     assert (received.opcode, received.imm_data) == (WCOpcode.RECV_RDMA_WITH_IMM, 0xABCD)
+    assert received.byte_len == 2000  # as soft-RoCE tells it: what the WRITE brought, not what the receive took
 
 
 def test_pieces_are_gathered_into_one_message_and_scattered_from_a_read() -> None:
