@@ -7,7 +7,6 @@ Objects are known by numbers. Only Python's standard library and pyverbs are her
 
 import base64
 import ctypes
-import glob
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ import subprocess
 import sys
 import time
 import tty
+from pathlib import Path
 
 import pyverbs.enums as e
 from pyverbs.addr import GID, AHAttr, GlobalRoute
@@ -26,7 +26,7 @@ from pyverbs.pd import PD
 from pyverbs.qp import QPAttr, QPCap, QPEx, QPInitAttrEx
 from pyverbs.wr import SGE, RecvWR, SendWR
 
-PORTS = "/dev/vport*"
+PORTS = "vport*"
 PORT_TIMEOUT_S = 30
 SLOTS = 64
 POLL_INTERVAL_S = 0.001
@@ -80,9 +80,8 @@ class Agent:
 
     def do_start(self, name, command):
         """A program in the background."""
-        out = open(f"/tmp/{name}.out", "wb")
-        self.programs[name] = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-        return
+        with Path(f"/tmp/{name}.out").open("wb") as out:
+            self.programs[name] = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
 
     def do_finish(self, name, timeout):
         """Waits for a program; kills it after `timeout` s. Its status is null then."""
@@ -93,8 +92,7 @@ class Agent:
             program.kill()
             program.wait()
             status = None
-        with open(f"/tmp/{name}.out", errors="replace") as out:
-            return {"status": status, "out": out.read()}
+        return {"status": status, "out": Path(f"/tmp/{name}.out").read_text(errors="replace")}
 
     def do_open(self, end, device, length, access=REGION_ACCESS, placement=False, sge_max=4):
         context = self.contexts.get(device)
@@ -222,9 +220,9 @@ class Agent:
 def find_port():
     """The serial port, which the kernel may still be making. Its number is the kernel's choice."""
     until = time.monotonic() + PORT_TIMEOUT_S
-    while not (found := glob.glob(PORTS)):
+    while not (found := list(Path("/dev").glob(PORTS))):
         if time.monotonic() > until:
-            raise OSError(f"no {PORTS}: {os.listdir('/dev')} {os.listdir('/sys/bus/virtio/devices')}")
+            raise OSError(f"no /dev/{PORTS}")
         time.sleep(0.05)
     return found[0]
 
@@ -260,5 +258,5 @@ if __name__ == "__main__":
     try:
         main()
     except BaseException as error:
-        print("agent:", error, file=sys.stderr, flush=True)
+        sys.stderr.write(f"agent: {error}\n")
         raise

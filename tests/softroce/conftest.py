@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,6 @@ def cable(
 def world(cable: World) -> Iterator[World]:
     cable.new_test()
     yield cable
-    print(f"{cable.guest.release}, {cable.wire}; the last frames:\n{cable.middle.story()}")
+    sys.stdout.write(f"{cable.guest.release}, {cable.wire}; the last frames:\n{cable.middle.story()}\n")
     if cable.middle.failure is not None:
         raise cable.middle.failure

@@ -57,7 +57,7 @@ def open_tap(name: str) -> int:
 
 
 class Guest:
-    """A running machine. `tap` is the descriptor of its interface's other end. Raises GuestError when it doesn't boot."""
+    """A running machine. `tap` is the descriptor of its interface's other end. Raises GuestError if it doesn't boot."""
 
     def __init__(self, image: Image, tap: int, modules: tuple[str, ...]) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="ccm-lab-guest-"))
@@ -86,7 +86,8 @@ class Guest:
             return subprocess.Popen(
                 [
                     "qemu-system-x86_64", "-machine", f"q35,accel={ACCELERATOR}", "-cpu", PROCESSOR[ACCELERATOR],
-                    "-smp", "1", "-m", str(MEMORY_MB), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+                    "-smp", "1", "-m", str(MEMORY_MB), "-nodefaults", "-no-user-config", "-display", "none",
+                    "-no-reboot",
                     "-kernel", str(kernel), "-initrd", str(initrd),
                     "-append", "console=ttyS0 quiet loglevel=4 panic=-1 net.ifnames=0 nokaslr edd=off mitigations=off",
                     "-serial", "stdio",

@@ -6,10 +6,12 @@ import os
 import select
 import socket
 import threading
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from emul.wire.headers import Opcode
+from emul.wire.icrc import icrc
 
 _ETH_P_ALL = 3
 _SOL_PACKET, _PACKET_QDISC_BYPASS, _PACKET_IGNORE_OUTGOING = 263, 20, 23
@@ -86,6 +88,8 @@ class Middle:
         self._sockets = {"adapter": adapter, "peer": peer}
         self._stop, self._stopped = os.pipe()
         self.seen: list[Seen] = []
+        self._disturbed: dict[int, str] = {}
+        """What became of frames that did not just pass, in words."""
         self.filter: Callable[[Seen], list[bytes]] = pass_on
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="middle")
@@ -95,10 +99,11 @@ class Middle:
         """Frames pass again, and what was seen is forgotten."""
         self.filter = pass_on
         self.seen = []
+        self._disturbed = {}
 
     def story(self, last: int = 60) -> str:
         """The latest frames, one a line."""
-        return "\n".join(str(seen) for seen in self.seen[-last:])
+        return "\n".join(str(seen) + self._disturbed.get(id(seen), "") for seen in self.seen[-last:])
 
     def close(self) -> None:
         """Cuts the cable; the adapter's socket is closed, the peer's is its owner's."""
@@ -134,14 +139,39 @@ class Middle:
             return  # the interface is going
         frames = [seen.frame]
         if seen.start >= 0:
+            frames = self.filter(seen)
             if len(self.seen) < SEEN_MAX:
                 self.seen.append(seen)
-            frames = self.filter(seen)
+                if frames != [seen.frame]:
+                    passed = ", ".join(str(Seen("then", frame)) for frame in frames)
+                    self._disturbed[id(seen)] = f" => {passed or 'lost or held'}"
         for frame in frames:
             try:
                 out.send(frame)
             except OSError:
                 continue
+
+
+def with_flush_icrc_of_rxe(inner: Callable[[Seen], list[bytes]]) -> Callable[[Seen], list[bytes]]:
+    """A filter that does what `inner` does, and makes each side's FLUSH acceptable to the other.
+
+    rdma_rxe (Linux 6.2 to 7.3 at least) has the transport headers of a FLUSH twice in its ICRC, and drops those that
+    have them once, as the specification wants them and as the adapter sends them.
+    """
+
+    def mend(seen: Seen) -> list[bytes]:
+        frames = inner(seen)
+        if seen.opcode != Opcode.FLUSH:
+            return frames
+        twice = seen.sender == "adapter"
+        return [frame[:-4] + _flush_icrc(frame[14:-4], twice=twice) for frame in frames]
+
+    return mend
+
+
+def _flush_icrc(packet: bytes, *, twice: bool) -> bytes:
+    once = icrc(packet)
+    return zlib.crc32(packet[28:], int.from_bytes(once, "little")).to_bytes(4, "little") if twice else once
 
 
 def pass_on(seen: Seen) -> list[bytes]:

@@ -7,8 +7,8 @@ import struct
 import pytest
 
 from emul.wire.headers import Opcode
-from tests.softroce.middle import Seen
-from tests.softroce.world import End, World, connect
+from tests.softroce.middle import Seen, pass_on, with_flush_icrc_of_rxe
+from tests.softroce.world import End, World, both_in_error, connect
 
 pytestmark = [pytest.mark.netns, pytest.mark.root, pytest.mark.needs_softroce]
 BOTH = pytest.mark.parametrize("ours_asks", [True, False], ids=["adapter-asks", "peer-asks"])
@@ -21,6 +21,7 @@ def pair(world: World, ours_asks: bool, *, placement: bool = False) -> tuple[End
         pytest.skip("rdma_rxe of Linux 6.1 has neither FLUSH nor ATOMIC WRITE (they came with 6.2 and 6.3)")
     ours, theirs = world.ends(placement=placement)
     connect(ours, theirs, timeout=16)
+    world.middle.filter = with_flush_icrc_of_rxe(pass_on)
     return (ours, theirs) if ours_asks else (theirs, ours)
 
 
@@ -87,7 +88,7 @@ def test_a_misaligned_atomic_is_refused(world: World, ours_asks: bool) -> None:
     a, b = pair(world, ours_asks)
     a.send("ATOMIC_FETCH_AND_ADD", 8, offset=BACK, rkey=b.rkey, addr=b.addr + 3, compare=1)
     assert [s.status for s in a.poll()] == ["REM_INV_REQ_ERR"]
-    assert a.state() == b.state() == "ERR"
+    both_in_error(a, b)
 
 
 @BOTH
@@ -111,31 +112,51 @@ def test_an_atomic_write_lands_whole(world: World, ours_asks: bool) -> None:
         assert cell(b) == number + 0x0102030405060708
 
 
-@BOTH
 @pytest.mark.parametrize("opcode", ["FLUSH", "ATOMIC_WRITE"])
-def test_a_placement_request_or_its_answer_is_lost(world: World, opcode: str, ours_asks: bool) -> None:
-    a, b = pair(world, ours_asks, placement=True)
-    lost: list[Seen] = []
-    request = Opcode.FLUSH if opcode == "FLUSH" else Opcode.ATOMIC_WRITE
+def test_our_placement_request_and_then_its_answer_are_lost(world: World, opcode: str) -> None:
+    # rdma_rxe (6.2 to 7.3 at least) does not answer a FLUSH again that it has answered.
+    losses = [Opcode[opcode]] if opcode == "FLUSH" else [Opcode[opcode], Opcode.RDMA_READ_RESPONSE_ONLY]
+    a, b = pair(world, True, placement=True)
+    lost: list[int] = []
 
     def lose_both_once(seen: Seen) -> list[bytes]:
-        if seen.opcode in (request, Opcode.RDMA_READ_RESPONSE_ONLY) and seen.opcode not in [s.opcode for s in lost]:
-            lost.append(seen)
+        if seen.opcode in losses and seen.opcode not in lost:
+            lost.append(seen.opcode)
             return []
         return [seen.frame]
 
-    world.middle.filter = lose_both_once
+    world.middle.filter = with_flush_icrc_of_rxe(lose_both_once)
     a.send(opcode, 8, rkey=b.rkey, addr=b.addr + CELL, data=WORD.pack(77))
     assert [s.status for s in a.poll()] == ["SUCCESS"]
-    assert len(lost) == 2
+    assert lost == losses
+
+
+@pytest.mark.parametrize("opcode", ["FLUSH", "ATOMIC_WRITE"])
+def test_the_peer_repeats_placement_requests_without_their_address(world: World, opcode: str) -> None:
+    """A slip of rdma_rxe (Linux 6.2 to 7.3 at least); a kernel without it has its request carried out."""
+    a, b = pair(world, False, placement=True)
+    requests: list[Seen] = []
+
+    def lose_first(seen: Seen) -> list[bytes]:
+        if seen.opcode == Opcode[opcode]:
+            requests.append(seen)
+            return [] if len(requests) == 1 else [seen.frame]
+        return [seen.frame]
+
+    world.middle.filter = with_flush_icrc_of_rxe(lose_first)
+    a.send(opcode, 8, rkey=b.rkey, addr=b.addr + CELL, data=WORD.pack(77))
+    status = [s.status for s in a.poll()]
+    at = requests[1].start + 12 + (4 if opcode == "FLUSH" else 0)
+    address = int.from_bytes(requests[1].frame[at : at + 8], "big")
+    assert (address, status) in [(0, ["REM_ACCESS_ERR"]), (b.addr + CELL, ["SUCCESS"])]
 
 
 @BOTH
-def test_a_flush_to_persistence_that_the_region_lacks_is_refused(world: World, ours_asks: bool) -> None:
+def test_a_flush_to_persistence_that_the_queue_pair_does_not_permit(world: World, ours_asks: bool) -> None:
     a, b = pair(world, ours_asks, placement=True)
     a.send("FLUSH", 8, rkey=b.rkey, addr=b.addr, placement=2)
-    assert [s.status for s in a.poll()] == ["REM_ACCESS_ERR"]
-    assert a.state() == b.state() == "ERR"
+    assert [s.status for s in a.poll()] == ["REM_INV_REQ_ERR"]
+    both_in_error(a, b)
 
 
 @BOTH
@@ -143,7 +164,7 @@ def test_a_misaligned_atomic_write_is_refused(world: World, ours_asks: bool) -> 
     a, b = pair(world, ours_asks, placement=True)
     a.send("ATOMIC_WRITE", rkey=b.rkey, addr=b.addr + 3, data=WORD.pack(1))
     assert [s.status for s in a.poll()] == ["REM_INV_REQ_ERR"]
-    assert a.state() == b.state() == "ERR"
+    both_in_error(a, b)
 
 
 def test_our_send_invalidates_a_memory_window_of_the_peer(world: World) -> None:
@@ -157,7 +178,8 @@ def test_our_send_invalidates_a_memory_window_of_the_peer(world: World) -> None:
     theirs.recv(100)
     ours.send("SEND_WITH_INV", 10, imm=key)
     assert [s.status for s in ours.poll()] == ["SUCCESS"]
-    assert [(r.status, r.byte_len, r.flags & 8) for r in theirs.poll()] == [("SUCCESS", 10, 8)]
+    # The flag arrives as rdma_rxe's kernel knows it (bit 2), not as libibverbs does (bit 3).
+    assert [(r.status, r.byte_len, bool(r.flags & 12)) for r in theirs.poll()] == [("SUCCESS", 10, True)]
     ours.send("RDMA_WRITE", 18, rkey=key, addr=theirs.addr + BACK)
     assert [s.status for s in ours.poll()] == ["REM_ACCESS_ERR"]
 
@@ -172,4 +194,4 @@ def test_the_peers_send_invalidates_a_region_of_ours(world: World) -> None:
     assert [(r.status, r.byte_len, r.imm, r.flags & 8) for r in ours.poll()] == [("SUCCESS", 10, extra.rkey, 8)]
     theirs.send("RDMA_WRITE", 18, rkey=extra.rkey, addr=extra.buf)
     assert [s.status for s in theirs.poll()] == ["REM_ACCESS_ERR"]
-    assert ours.state() == theirs.state() == "ERR"
+    both_in_error(ours, theirs)

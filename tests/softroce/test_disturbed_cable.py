@@ -7,12 +7,14 @@ from collections.abc import Callable
 
 import pytest
 
+from emul.wire.headers import Opcode
 from tests.softroce.middle import Seen
 from tests.softroce.world import End, World, connect
 
 pytestmark = [pytest.mark.netns, pytest.mark.root, pytest.mark.needs_softroce]
 BOTH = pytest.mark.parametrize("ours_asks", [True, False], ids=["adapter-asks", "peer-asks"])
 TARGET = 1 << 17
+RESPONSES = range(Opcode.RDMA_READ_RESPONSE_FIRST, Opcode.ATOMIC_ACKNOWLEDGE + 1)
 FRAMES = 13
 """Frames of one story on an undisturbed cable, at least: each of them is disturbed in turn."""
 
@@ -77,7 +79,16 @@ def duplicate(seen: Seen, how: Nth) -> list[bytes]:
     return [seen.frame, seen.frame]
 
 
+def overtaken_response_kills(seen: Seen) -> bool:
+    """A response that overtakes the end of a READ puts a requester of rdma_rxe in error (Linux 6.1 to 7.3 at least);
+    the emulated adapter asks again. Where the peer asks, responses therefore stay in order.
+    """
+    return seen.sender == "adapter" and seen.opcode in RESPONSES
+
+
 def delay(seen: Seen, how: Nth) -> list[bytes]:
+    if overtaken_response_kills(seen):
+        return [seen.frame]
     how.held = [seen.frame]
     return []
 
@@ -118,7 +129,7 @@ def test_a_reordering_and_duplicating_cable_harms_nothing(world: World, ours_ask
 
     def shuffle(seen: Seen) -> list[bytes]:
         waiting, held[seen.sender] = held[seen.sender], []
-        if chance.random() < 0.1:
+        if chance.random() < 0.1 and not overtaken_response_kills(seen):
             held[seen.sender] = [seen.frame]
             return waiting
         copies = 2 if chance.random() < 0.1 else 1

@@ -41,7 +41,7 @@ from emul.vocabulary import (
     WROpcode,
 )
 from lab.fabric import netlink
-from tests.helpers.network import DEADLINE_S, Namespace
+from tests.helpers.network import DEADLINE_S, Namespace, wait_until
 from tests.softroce.guest import DEVICE, INTERFACE, Guest, encoded, open_tap
 from tests.softroce.image import MODULES, image
 from tests.softroce.middle import Middle, raw_socket
@@ -128,8 +128,8 @@ class PeerEnd:
         index = 1 if other.gid.startswith("::ffff:") else 0
         self._guest.ask(
             "connect", end=self.number, peer_qpn=other.qpn, peer_gid=ipaddress.IPv6Address(other.gid).exploded,
-            gid_index=index, sq_psn=sq_psn, rq_psn=rq_psn, path_mtu=_encoded_mtu(path_mtu), placement=self._placement, access=self._access,
-            **attributes,
+            gid_index=index, sq_psn=sq_psn, rq_psn=rq_psn, path_mtu=_encoded_mtu(path_mtu),
+            placement=self._placement, access=self._access, **attributes,
         )  # fmt: skip
 
     def fill(self, data: bytes, offset: int = 0) -> None:
@@ -386,6 +386,11 @@ def connect(a: End, b: End, *, psns: tuple[int, int] = (0xFFFFFE, 0xFFFFF8), pat
     """Connects two queue pairs by hand; both PSNs soon wrap."""
     a.connect(b, psns[0], psns[1], path_mtu, **how)
     b.connect(a, psns[1], psns[0], path_mtu, **how)
+
+
+def both_in_error(a: End, b: End) -> None:
+    """Fails when one isn't in ERR soon: the NAK may be on its way before the state has changed."""
+    wait_until(lambda: (a.state(), b.state()) == ("ERR", "ERR"), "both queue pairs in ERR")
 
 
 def _encoded_mtu(size: int) -> int:
