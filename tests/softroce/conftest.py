@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -50,11 +49,9 @@ def guests() -> Iterator[Guests]:
 
 
 @pytest.fixture(scope="session", params=_chosen(), ids="-".join)
-def cable(
-    request: pytest.FixtureRequest, guests: Guests, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[World]:
+def cable(request: pytest.FixtureRequest, guests: Guests) -> Iterator[World]:
     kernel, wire = request.param
-    made = World(guests.peer(kernel), wire, Path(tmp_path_factory.mktemp("adapter")))
+    made = World(guests.peer(kernel), wire)
     yield made
     made.close()
 

@@ -15,9 +15,9 @@ TARGET, SOURCE = 1 << 17, 0
 """Offsets in a region: where bytes arrive, and where they come from."""
 
 
-def pair(world: World, ours_asks: bool, **how: object) -> tuple[End, End]:
+def pair(world: World, ours_asks: bool, *, family: int = 4, **how: object) -> tuple[End, End]:
     """Requester and responder, connected."""
-    ours, theirs = world.ends()
+    ours, theirs = world.ends(family=family)
     connect(ours, theirs, **how)
     return (ours, theirs) if ours_asks else (theirs, ours)
 
@@ -130,3 +130,19 @@ def test_requests_gather_from_several_pieces(world: World, ours_asks: bool) -> N
     assert [s.status for s in a.poll()] == ["SUCCESS"]
     assert [(r.status, r.byte_len) for r in b.poll()] == [("SUCCESS", len(wanted))]
     assert b.bytes(TARGET, len(wanted)) == wanted
+
+
+@BOTH
+def test_every_kind_of_message_crosses_over_ipv6(world: World, ours_asks: bool) -> None:
+    a, b = pair(world, ours_asks, family=6)
+    data = random.Random(6).randbytes(5_000)
+    a.fill(data)
+    b.recv(5_000, TARGET)
+    a.send("SEND", 5_000)
+    a.send("RDMA_WRITE", 5_000, rkey=b.rkey, addr=b.addr + TARGET + 5_000)
+    a.send("RDMA_READ", 10_000, offset=TARGET, rkey=b.rkey, addr=b.addr + TARGET)
+    a.send("ATOMIC_FETCH_AND_ADD", 8, offset=0, rkey=b.rkey, addr=b.addr, compare=5)
+    assert [s.status for s in a.poll(4)] == ["SUCCESS"] * 4
+    assert a.bytes(TARGET, 10_000) == data + data
+    assert int.from_bytes(b.bytes(0, 8), "little") == 5
+    assert {seen.frame[12:14] for seen in world.middle.seen} == {b"\x86\xdd"}

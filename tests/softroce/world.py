@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import fcntl
 import ipaddress
 import os
-import select
-import signal
 import socket
 import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from emul import process
-from emul.control import SocketDevice
-from emul.errors import DeviceGone
-from emul.memory import Memory
-from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
+import emul
 from emul.verbs import CQ, MR, PD, QP, Context, QPInitAttr
 from emul.vocabulary import (
     GID,
@@ -41,12 +33,13 @@ from emul.vocabulary import (
     WROpcode,
 )
 from lab.fabric import netlink
-from tests.helpers.network import DEADLINE_S, Namespace, wait_until
+from tests.helpers.network import Namespace, wait_until
 from tests.softroce.guest import DEVICE, INTERFACE, Guest, encoded, open_tap
 from tests.softroce.image import MODULES, image
 from tests.softroce.middle import Middle, raw_socket
 
-OURS, THEIRS = "10.77.0.1", "10.77.0.9"
+OURS, THEIRS = {4: "10.77.0.1", 6: "fd00:77::1"}, {4: "10.77.0.9", 6: "fd00:77::9"}
+PREFIX = {4: 24, 6: 64}
 MAC = b"\x02\0\0\0\0\x01"
 MTU_PACKET, MTU_XDP = 4200, 2200
 """Interface MTUs: for path MTU 4096, and the most that a single buffer of AF_XDP holds on a veth, for 2048."""
@@ -106,15 +99,17 @@ class End(Protocol):
     def state(self) -> str:
         """State of the queue pair."""
 
+    def close(self) -> None:
+        """Destroys all that it has."""
+
 
 class PeerEnd:
     """A queue pair of rdma_rxe in the guest."""
 
-    gid = f"::ffff:{THEIRS}"
     _next = 1
 
-    def __init__(self, guest: Guest, access: Sequence[str], placement: bool) -> None:
-        self._guest, self._placement = guest, placement
+    def __init__(self, guest: Guest, access: Sequence[str], placement: bool, gid: str, gid_index: int) -> None:
+        self._guest, self._placement, self.gid, self._gid_index = guest, placement, gid, gid_index
         self._access = [*access, "MW_BIND"]
         PeerEnd._next += 1
         self.number = PeerEnd._next
@@ -125,10 +120,9 @@ class PeerEnd:
 
     def connect(self, other: End, sq_psn: int, rq_psn: int, path_mtu: int, **attributes: Any) -> None:
         """End."""
-        index = 1 if other.gid.startswith("::ffff:") else 0
         self._guest.ask(
             "connect", end=self.number, peer_qpn=other.qpn, peer_gid=ipaddress.IPv6Address(other.gid).exploded,
-            gid_index=index, sq_psn=sq_psn, rq_psn=rq_psn, path_mtu=_encoded_mtu(path_mtu),
+            gid_index=self._gid_index, sq_psn=sq_psn, rq_psn=rq_psn, path_mtu=_encoded_mtu(path_mtu),
             placement=self._placement, access=self._access, **attributes,
         )  # fmt: skip
 
@@ -171,7 +165,7 @@ class PeerEnd:
         return str(self._guest.ask("state", end=self.number))
 
     def close(self) -> None:
-        """Destroys all that it has in the guest."""
+        """End."""
         self._guest.ask("close", end=self.number)
 
 
@@ -187,6 +181,7 @@ class OurEnd:
             self._access |= AccessFlags.FLUSH_GLOBAL
         self._pd = PD(context)
         self._mr = MR(self._pd, REGION_BYTES, self._access)
+        self._more: list[MR] = []
         self._cq = CQ(context, 4 * SLOTS)
         cap = QPCap(max_send_wr=SLOTS, max_recv_wr=SLOTS, max_send_sge=4, max_recv_sge=4)
         self.qp = QP(self._pd, QPInitAttr(cap=cap, scq=self._cq, rcq=self._cq))
@@ -219,7 +214,7 @@ class OurEnd:
     def recv(self, length: int, offset: int = 0, wr_id: int = 0, pieces: Pieces | None = None) -> None:
         """End."""
         sges = self._pieces(pieces or [(offset, length)])
-        self.qp.post_recv(RecvWR(wr_id, len(sges), sges))
+        self.qp.post_recv(RecvWR(wr_id, len(sges), sg=sges))
 
     def send(
         self, opcode: str, length: int = 0, *, offset: int = 0, rkey: int = 0, addr: int = 0, wr_id: int = 0,
@@ -232,7 +227,7 @@ class OurEnd:
             self.fill(data, offset)
             length = len(data)
         sges = [] if opcode == "FLUSH" else self._pieces(pieces or [(offset, length)])
-        request = SendWR(wr_id, WROpcode[opcode], len(sges), imm, SendFlags(flags), sges)
+        request = SendWR(wr_id, WROpcode[opcode], len(sges), imm_data=imm, sg=sges, send_flags=SendFlags(flags))
         if opcode == "FLUSH":
             request.set_wr_flush(rkey, addr, length, PlacementType(placement), Selectivity(level))
         elif opcode in ("ATOMIC_CMP_AND_SWP", "ATOMIC_FETCH_AND_ADD"):
@@ -257,7 +252,16 @@ class OurEnd:
 
     def region(self, length: int) -> MR:
         """One more region of its protection domain."""
-        return MR(self._pd, length, self._access)
+        self._more.append(MR(self._pd, length, self._access))
+        return self._more[-1]
+
+    def close(self) -> None:
+        """End."""
+        self.qp.close()
+        for region in (self._mr, *self._more):
+            region.close()
+        self._cq.close()
+        self._pd.close()
 
     def state(self) -> str:
         """End."""
@@ -291,8 +295,17 @@ class Peer:
     def _configure(self) -> None:
         run = self.guest.run
         run("ip", "link", "set", INTERFACE, "mtu", str(MTU_PACKET), "up")
-        run("ip", "address", "add", f"{THEIRS}/24", "dev", INTERFACE)
+        for family, address in THEIRS.items():
+            nodad = ("nodad",) if family == 6 else ()
+            run("ip", "address", "add", f"{address}/{PREFIX[family]}", "dev", INTERFACE, *nodad)
         run("rdma", "link", "add", DEVICE, "type", "rxe", "netdev", INTERFACE)
+        self.gid_index = {family: self._find_gid(address) for family, address in THEIRS.items()}
+
+    def _find_gid(self, address: str) -> int:
+        """Where the device has an address in its table of GIDs."""
+        wanted = _gid(address).exploded
+        command = f"cd /sys/class/infiniband/{DEVICE}/ports/1/gids; grep -l {wanted} [0-9] | head -n 1"
+        return int(self.guest.run("sh", "-c", command))
 
     def close(self) -> None:
         """Switches the guest off."""
@@ -304,7 +317,7 @@ class Peer:
 class World:
     """A cable from `peer` to an adapter process of its own."""
 
-    def __init__(self, peer: Peer, wire: str, directory: Path) -> None:
+    def __init__(self, peer: Peer, wire: str) -> None:
         self.peer, self.guest, self.wire = peer, peer.guest, wire
         self.mtu = MTU_XDP if wire == "xdp" else MTU_PACKET
         self.home = Namespace()
@@ -319,64 +332,33 @@ class World:
             middle = raw_socket("middle0")
         self.home.set_up("ic0", True)
         self.middle = Middle(middle, peer.socket)
-        self._directory = directory
-        self._incarnation = 0
-        self._contexts: list[Context] = []
-        self._ends: list[PeerEnd] = []
-        self._pid = self._start_adapter()
+        with self.home.entered():
+            self.context: Context = emul.open_adapter("ic0", list(OURS.values()), wire)
+        self.context.attach(1)
+        self._ends: list[End] = []
 
-    def _start_adapter(self) -> int:
-        memory = self._directory / "node.mem"
-        NodeMemory(Memory.open_file(memory, NODE_MEMORY_BYTES)).power_on()
-        config = {
-            "node_id": 1, "adapter_index": 0, "interface": "ic0", "address": OURS, "wire": self.wire,
-            "control": str(self._directory / "adapter"), "node_memory": str(memory), "cluster_key": "k",
-            "log": str(self._directory / "log"),
-        }  # fmt: skip
-        pid = os.fork()
-        if pid == 0:
-            with contextlib.suppress(BaseException), self.home.entered():
-                process.main(config)
-            os._exit(0)
-        return pid
-
-    def context(self) -> Context:
-        """The adapter's, for its next host; what the one before had is gone."""
-        until = time.monotonic() + DEADLINE_S
-        while True:
-            try:
-                context = Context(SocketDevice(str(self._directory / "adapter")))
-                break
-            except DeviceGone:
-                assert time.monotonic() < until, (self._directory / "log").read_text()
-                select.select([], [], [], 0.01)
-        self._incarnation += 1
-        context.attach(self._incarnation)
-        self._contexts.append(context)
-        return context
-
-    def ends(self, access: Sequence[str] = ALL_ACCESS, *, placement: bool = False) -> tuple[OurEnd, PeerEnd]:
+    def ends(
+        self, access: Sequence[str] = ALL_ACCESS, *, placement: bool = False, family: int = 4
+    ) -> tuple[OurEnd, PeerEnd]:
         """A queue pair on either side, not connected."""
-        context = self._contexts[-1] if self._contexts else self.context()
-        theirs = PeerEnd(self.guest, access, placement)
+        index = self.peer.gid_index[family]
+        theirs = PeerEnd(self.guest, access, placement, str(_gid(THEIRS[family])), index)
         self._ends.append(theirs)
-        return OurEnd(context, access, placement, f"::ffff:{OURS}"), theirs
+        ours = OurEnd(self.context, access, placement, str(_gid(OURS[family])))
+        self._ends.append(ours)
+        return ours, theirs
 
     def new_test(self) -> None:
         """Nothing of what came before is left."""
+        self.middle.forget()
         for end in self._ends:
             end.close()
         self._ends = []
-        for context in self._contexts:
-            context.close()
-        self._contexts = []
-        self.middle.forget()
 
     def close(self) -> None:
-        """Cuts the cable and stops the adapter; the guest stays."""
+        """Cuts the cable and ends the adapter; the guest stays."""
         self.new_test()
-        os.kill(self._pid, signal.SIGTERM)
-        os.waitpid(self._pid, 0)
+        self.context.close()
         self.peer.namespace.delete("middle0")
         self.middle.close()
         self.home.close()
@@ -391,6 +373,11 @@ def connect(a: End, b: End, *, psns: tuple[int, int] = (0xFFFFFE, 0xFFFFF8), pat
 def both_in_error(a: End, b: End) -> None:
     """Fails when one isn't in ERR soon: the NAK may be on its way before the state has changed."""
     wait_until(lambda: (a.state(), b.state()) == ("ERR", "ERR"), "both queue pairs in ERR")
+
+
+def _gid(address: str) -> ipaddress.IPv6Address:
+    parsed = ipaddress.ip_address(address)
+    return parsed if isinstance(parsed, ipaddress.IPv6Address) else ipaddress.IPv6Address(f"::ffff:{address}")
 
 
 def _encoded_mtu(size: int) -> int:
