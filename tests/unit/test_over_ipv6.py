@@ -6,6 +6,8 @@ import random
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from emul.adapter import Adapter, PortFacts, path_mtu_for
 from emul.clock import MILLISECOND, SECOND, Instant
@@ -253,6 +255,39 @@ def test_an_unnamed_asker_teaches_nothing_and_is_answered() -> None:
     adapter = alone(A)
     adapter.on_frame(Solicitation(UNSPECIFIED, solicited_node(A), A, b"\x02" * 6).emit(), now=NOW)
     assert len(adapter.poll_transmit(now=NOW)) == 1
+
+
+@given(st.binary(max_size=300), st.sampled_from([b"\x08\x00", b"\x86\xdd", b"\x08\x06", b"\x81\x00", b""]))
+def test_noise_is_counted_and_never_raises(noise: bytes, ethertype: bytes) -> None:
+    adapter = alone(A, A4)
+    frame = b"\x02" * 12 + ethertype + noise
+    adapter.on_frame(frame, now=NOW)
+    assert sum(adapter.counters().values()) == sum(alone(A, A4).counters().values()) + 1
+    adapter.poll_transmit(now=NOW)
+
+
+def test_mutants_with_a_right_icrc_harm_nobody_and_traffic_goes_on() -> None:
+    """The UDP checksum is left out and the ICRC made right, so that everything behind them is reached."""
+    from emul.wire.icrc import icrc
+
+    pair = AdapterPair(ipv6=True)
+    a, b = connected(pair, retry_cnt=7, timeout=10)
+    assert written(pair, a, b, bytes(3000)) == [WCStatus.SUCCESS]
+    frames = [seen.frame for seen in pair.seen]
+    chance = random.Random(6)
+    for _ in range(3_000):
+        mutant = bytearray(chance.choice(frames))
+        for _ in range(chance.randrange(1, 4)):
+            mutant[chance.randrange(14, len(mutant))] = chance.randrange(256)
+        if chance.random() < 0.5 and mutant[20] == 17 and len(mutant) > 80:
+            mutant[60:62] = bytes(2)
+            mutant[-4:] = icrc(bytes(mutant[14:-4]))
+        for adapter in pair.adapters:
+            adapter.on_frame(bytes(mutant), now=pair.now)
+            adapter.poll_transmit(now=pair.now)
+            adapter.on_time(now=pair.now)
+    c, d = connected(pair, retry_cnt=7, timeout=10)
+    assert written(pair, c, d, b"still here") == [WCStatus.SUCCESS]
 
 
 # -- path MTU ---------------------------------------------------------------------------------------------------------
