@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.softroce.image import missing_programs
 
 PROBE_TIMEOUT_S = 20
+LARGE_FRAMES_KERNEL = (6, 6)
 _NAMESPACE_PROBE = """
 import ctypes, sys
 CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWNS = 0x10000000, 0x40000000, 0x20000000, 0x20000
@@ -75,6 +76,12 @@ def _program(name: str) -> Callable[[], str | None]:
     return lambda: None if shutil.which(name) else f"needs {name}"
 
 
+def _large_frames() -> str | None:
+    major, minor, *_ = os.uname().release.split(".")
+    has = (int(major), int("".join(digit for digit in minor if digit.isdigit()) or 0)) >= LARGE_FRAMES_KERNEL
+    return None if has else "needs Linux 6.6 for frames in several buffers over AF_XDP"
+
+
 CAPABILITIES: dict[str, Capability] = {
     "root": Capability("root", _root),
     "netns": Capability("netns", _netns),
@@ -82,5 +89,6 @@ CAPABILITIES: dict[str, Capability] = {
     "tshark": Capability("needs_tshark", _program("tshark")),
     "tcpdump": Capability("needs_tcpdump", _program("tcpdump")),
     "softroce": Capability("needs_softroce", _softroce),
+    "large-frames": Capability("needs_large_frames", _large_frames),
     "vagrant": Capability("needs_vagrant", _program("vagrant")),
 }

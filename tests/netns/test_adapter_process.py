@@ -252,7 +252,7 @@ def test_a_stopped_adapter_is_waited_for_and_a_killed_one_is_an_event(adapters: 
     assert fresh.resources()["qp"] == 0  # a card that was replaced knows nothing
 
 
-@pytest.fixture(params=["xdp", "packet"])
+@pytest.fixture(params=[pytest.param("xdp", marks=pytest.mark.needs_large_frames), "packet"])
 def over_ipv6(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RealAdapters]:
     real = RealAdapters(tmp_path, request.param, mtu=4200, addresses=([A6, A4], [B6, B4, "fe80::2"]))
     yield real

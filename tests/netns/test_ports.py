@@ -438,6 +438,7 @@ def jumbo() -> Iterator[Jumbo]:
         pair.close()
 
 
+@pytest.mark.needs_large_frames
 @both_wires
 @pytest.mark.parametrize("mtu", [4200, 9000])
 def test_frames_larger_than_a_chunk_arrive_unchanged(jumbo: Jumbo, mtu: int, wires: str) -> None:
@@ -457,6 +458,7 @@ def test_frames_larger_than_a_chunk_arrive_unchanged(jumbo: Jumbo, mtu: int, wir
     assert (left.counters()["tx_dropped"], left.counters()["tx_frames"]) == (1, 421)
 
 
+@pytest.mark.needs_large_frames
 def test_a_burst_of_large_frames_loses_whole_frames_alone(jumbo: Jumbo) -> None:
     left, right = jumbo(4200, "left", "xdp"), jumbo(4200, "right", "xdp")
     for _ in range(3):
@@ -468,6 +470,7 @@ def test_a_burst_of_large_frames_loses_whole_frames_alone(jumbo: Jumbo) -> None:
     assert numbers(receive(right, 2)) == [7, 8]
 
 
+@pytest.mark.needs_large_frames
 def test_large_frames_are_lost_on_a_dead_interface_and_none_is_late(jumbo: Jumbo) -> None:
     left, right = jumbo(4200, "left", "xdp"), jumbo(4200, "right", "xdp")
     namespace = jumbo.pairs[4200].left
