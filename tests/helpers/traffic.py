@@ -37,6 +37,7 @@ class Traffic:
     """Two connected parties, a tap on their cable, and work drawn from a seed."""
 
     def __init__(self, seed: int, *, mtu: int = 1500, ipv6: bool = False, **attributes: int) -> None:
+        self.seed = seed
         self.rng = random.Random(f"traffic/{seed}")
         self.pair = AdapterPair(seed=seed, mtu=mtu, ipv6=ipv6)
         self.tap = Tap(self.pair)
