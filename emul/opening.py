@@ -48,6 +48,8 @@ class OwnedDevice(SocketDevice):
         self.fallback_reason = report.get("fallback")
         """Why it is not AF_XDP, where "auto" was asked for and that was not to be had."""
         super().__init__(str(directory / "control"))
+        self.service_path = directory / "service"
+        """Where emul.service_port.ServicePort injects hardware faults into it."""
 
     @property
     def pid(self) -> int:
@@ -109,7 +111,8 @@ def start(
     reading, writing = os.pipe()
     config = {
         "node_id": 1, "adapter_index": 0, "interface": interface, "address": address, "wire": wire,
-        "control": str(directory / "control"), "node_memory": str(directory / "node"),
+        "control": str(directory / "control"), "service": str(directory / "service"),
+        "node_memory": str(directory / "node"),
         "cluster_key": cluster_key or secrets.token_hex(32), "log": str(directory / "log"),
         "owner_pid": os.getpid(), "ready_fd": writing, "directory": str(directory),
     }  # fmt: skip

@@ -31,6 +31,7 @@ from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
 from emul.port import FRAMES_PER_TURN_MAX, Port
 from emul.port.errors import PortBusy, PortDown, PortError, PortMissing, PortUnsupported
 from emul.port.open import open_port
+from emul.service_port import ServiceServer
 from emul.wire.address import address_bytes
 
 SLEEP_MAX_NS = 10 * MILLISECOND
@@ -43,6 +44,8 @@ HOSTS_WAITING_MAX = 4
 """Connections to the control socket that may wait to be accepted."""
 CHANNELS_MAX = 16
 """Control connections that are open at once; beyond them the oldest is closed."""
+UNANSWERED_MAX = 64
+"""Verbs that wait for an adapter that hangs; beyond, they are never answered."""
 STOPPED_SIGNAL = signal.SIGTERM
 
 
@@ -56,23 +59,21 @@ class AdapterProcess:
         self._node = NodeMemory(Memory.open_file(path, NODE_MEMORY_BYTES))
         self._doorbell_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._host_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._adapter = Adapter(
-            port=_port_facts(config, port),
-            identity=Identity(_int(config["node_id"]), self._index, str(config["cluster_key"]).encode()),
-            node_memory=self._node,
-            rng=random.Random(os.urandom(16)),  # keys and challenges must not be guessed
-            wake_host=self._wake_host,
-            allocate=Memory.allocate,
-            release=Memory.close,
-            make_bell=Memory.bell,
-            ring_bell=Memory.ring,
-        )
+        self._facts = _port_facts(config, port)
+        self._identity = Identity(_int(config["node_id"]), self._index, str(config["cluster_key"]).encode())
+        self._adapter = self._make_adapter()
         self._listener = _listen(str(config["control"]))
         self._channels: list[socket.socket] = []
         self._host_channel: socket.socket | None = None
         self._epoll = select.epoll()
         for fd in (port.fileno(), self._doorbell_fd, self._listener.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
+        self._unanswered: list[tuple[socket.socket, dict[str, object], list[int]]] = []
+        """Requests that came while the adapter hung (a hardware fault)."""
+        self._service: ServiceServer | None = None
+        if config.get("service"):
+            own = {"reset": self._reset, "die": self._die}
+            self._service = ServiceServer(str(config["service"]), self._epoll, own)
         self.orphaned = False
         """Its owner is gone."""
         self._owner_fd = _watch_owner(config.get("owner_pid"))
@@ -85,6 +86,19 @@ class AdapterProcess:
         self._unsent: list[bytes] = []
         self.running = True
         self._node.set_adapter_alive(self._index, True)
+
+    def _make_adapter(self) -> Adapter:
+        return Adapter(
+            port=self._facts,
+            identity=self._identity,
+            node_memory=self._node,
+            rng=random.Random(os.urandom(16)),  # keys and challenges must not be guessed
+            wake_host=self._wake_host,
+            allocate=Memory.allocate,
+            release=Memory.close,
+            make_bell=Memory.bell,
+            ring_bell=Memory.ring,
+        )
 
     def run(self) -> None:
         """Turns until told to stop."""
@@ -117,6 +131,8 @@ class AdapterProcess:
             adapter.on_time(now=now)
         if now >= self._carrier_at:
             self._read_carrier(now)
+        if self._unanswered and not adapter.faults.hung:
+            self._answer_late()
         sent = self._send(now)
         if worked or sent:
             self._busy_until = now + BUSY_FOR_NS
@@ -161,8 +177,44 @@ class AdapterProcess:
                 self._accept()
             elif fd == self._owner_fd:
                 self.orphaned, self.running = True, False
-            elif fd != self._port.fileno():
+            elif fd != self._port.fileno() and not (self._service and self._service.on_ready(fd, self._adapter)):
                 self._on_channel(fd)
+        if self._adapter.faults.notes:
+            self._log_faults()
+
+    # -- hardware faults ----------------------------------------------------------------------------------------------
+
+    def _log_faults(self) -> None:
+        notes = self._adapter.faults.notes
+        while notes:
+            note = notes.popleft()
+            _log(str(note.pop("event")), **note)
+
+    def _reset(self) -> None:
+        """The card starts anew: its host, whose channel closes, has lost all that it had here."""
+        _log("fault.reset", counters=self.counters())
+        for channel in list(self._channels):
+            self._close(channel)
+        if self._adapter.host is not None:
+            self._adapter.host.destroy()
+        self._adapter = self._make_adapter()
+        self._unsent.clear()
+        self._carrier_at = 0
+
+    def _die(self) -> None:
+        _log("fault.die")
+        self.running = False
+
+    def _answer_late(self) -> None:
+        waiting, self._unanswered = self._unanswered, []
+        for channel, request, fds in waiting:
+            if channel not in self._channels:
+                _close_all(fds)
+                continue
+            try:
+                self._answer(channel, request, fds)
+            except OSError:
+                self._close(channel)
 
     # -- the host -----------------------------------------------------------------------------------------------------
 
@@ -205,6 +257,12 @@ class AdapterProcess:
             received = None
         if received is None:
             self._close(channel)  # a host that is gone: its queue pairs go on answering
+            return
+        if self._adapter.faults.hung and received[0].get("op") != "inspect":
+            if len(self._unanswered) < UNANSWERED_MAX:
+                self._unanswered.append((channel, *received))
+            else:
+                _close_all(received[1])
             return
         try:
             self._answer(channel, *received)
@@ -252,13 +310,19 @@ class AdapterProcess:
         channel.close()
 
 
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
 def main(config: dict[str, object]) -> None:
     """Runs an adapter until SIGTERM.
 
     `config`: node_id, adapter_index, interface, address (one or a list, IPv4 or IPv6), wire ("auto", "xdp", "packet"),
-    control (path of its socket), node_memory (path), cluster_key, log (path, or absent for stderr). One that belongs to
-    a program also has owner_pid (it ends with that process), ready_fd (where it tells how it stands) and directory
-    (which it removes when its owner is gone).
+    control (path of its socket), service (path of the socket for hardware faults; absent: nobody injects any),
+    node_memory (path), cluster_key, log (path, or absent for stderr). One that belongs to a program also has owner_pid
+    (it ends with that process), ready_fd (where it tells how it stands) and directory (which it removes when its owner
+    is gone).
     """
     _redirect_log(config.get("log"))
     try:

@@ -70,6 +70,7 @@ class RealAdapters:
             "address": self.addresses[index],
             "wire": self.wire,
             "control": str(self.directory / f"{index}.sock"),
+            "service": str(self.directory / f"{index}.svc"),
             "node_memory": str(self.directory / f"{index}.mem"),
             "cluster_key": "k",
             "log": str(self.directory / f"{index}.log"),

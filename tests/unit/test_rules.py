@@ -25,6 +25,7 @@ IMPURE = (
     "emul.pingpong",
     "emul.port",
     "emul.process",
+    "emul.service_port",
     "ccm.process",
 )
 """Modules of emul and ccm that may touch the world; all others are pure. A package stands for what is in it."""
