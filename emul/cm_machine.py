@@ -72,8 +72,11 @@ class Reaction(Enum):
 
 # What a message does in each state. What is not listed is stale, a duplicate or hostile, and changes nothing.
 REACTIONS: dict[State, dict[type[Message], Reaction]] = {
-    State.REQ_SENT: {Rep: Reaction.TAKE_REPLY, Rej: Reaction.TAKE_REFUSAL, Mra: Reaction.WAIT_LONGER},
-    State.MRA_REQ_RECEIVED: {Rep: Reaction.TAKE_REPLY, Rej: Reaction.TAKE_REFUSAL},
+    # A DREQ for somebody who waits for a REP: the REP was lost, and its sender parts already.
+    State.REQ_SENT: {
+        Rep: Reaction.TAKE_REPLY, Rej: Reaction.TAKE_REFUSAL, Mra: Reaction.WAIT_LONGER, Dreq: Reaction.PART,
+    },
+    State.MRA_REQ_RECEIVED: {Rep: Reaction.TAKE_REPLY, Rej: Reaction.TAKE_REFUSAL, Dreq: Reaction.PART},
     State.REQ_RECEIVED: {Rej: Reaction.TAKE_REFUSAL},
     State.MRA_REQ_SENT: {Req: Reaction.SEND_AGAIN, Rej: Reaction.TAKE_REFUSAL},
     State.REP_RECEIVED: {Rej: Reaction.TAKE_REFUSAL, Dreq: Reaction.PART},
