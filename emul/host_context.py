@@ -45,6 +45,8 @@ OBJECTS_MAX = 4096
 EVENTS_MAX = 4096
 """Asynchronous events that wait for the host; at the bound the newest are dropped and counted."""
 # attribute -> its largest value: what does not fit the field on the wire must never get so far
+GLOBAL_ROUTE = {"flow_label": 0xFFFFF, "sgid_index": 0xFF, "hop_limit": 0xFF, "traffic_class": 0xFF}
+"""Fields of a global route besides the GID, and the largest value of each."""
 QP_ATTRIBUTES = {
     "dest_qp_num": (1 << 24) - 1,
     "rq_psn": (1 << 24) - 1,
@@ -556,7 +558,13 @@ def attr_from_request(request: Request) -> QPAttr:
             setattr(attr, name, value)
     dgid = request.get("dgid")
     if dgid is not None:
-        attr.ah_attr = AHAttr(gr=GlobalRoute(dgid=GID(str(dgid))), is_global=1)
+        route = GlobalRoute(dgid=GID(str(dgid)))
+        for name, largest in GLOBAL_ROUTE.items():
+            value = _number(request, name, getattr(route, name))
+            if value > largest:
+                raise RDMAError(EINVAL, f"{name} must be 0 ... {largest}, got {value}")
+            setattr(route, name, value)
+        attr.ah_attr = AHAttr(gr=route, is_global=1)
     return attr
 
 
@@ -571,8 +579,14 @@ def attr_to_request(attr: QPAttr) -> Request:
         if not isinstance(value, int):
             raise RDMAError(EINVAL, f"{name} must be a number, got {value!r}")
         request[name] = int(value)
-    if attr.ah_attr.gr is not None:
-        request["dgid"] = attr.ah_attr.gr.dgid.gid
+    route = attr.ah_attr.gr
+    if route is not None:
+        request["dgid"] = route.dgid.gid
+        for name in GLOBAL_ROUTE:
+            value = getattr(route, name)
+            if not isinstance(value, int):
+                raise RDMAError(EINVAL, f"{name} must be a number, got {value!r}")
+            request[name] = int(value)
     return request
 
 

@@ -108,22 +108,40 @@ def test_a_flow_keeps_its_port_and_label_and_another_has_others() -> None:
     assert len(set().union(*seen.values())) > 2
 
 
-def test_what_an_application_asks_of_its_packets_stands_in_them() -> None:
-    for ipv6 in (False, True):
-        pair = AdapterPair(ipv6=ipv6)
-        a, b = connected(pair)
-        given = GlobalRoute(dgid=GID(pair.address(1)), traffic_class=0x68, hop_limit=7, flow_label=0xABCDE)
-        qp = pair.adapters[0]._qps[a.qp.qp_num]
-        qp.attr.ah_attr = AHAttr(gr=given)
-        qp.forget_flow()
-        assert written(pair, a, b, b"marked") == [WCStatus.SUCCESS]
-        frame = next(seen.frame for seen in pair.seen if seen.sender == 0 and seen.opcode == Opcode.RDMA_WRITE_ONLY)
-        label = 0xABCDE
-        port = (0xC000 | (label ^ label >> 14) & 0x3FFF).to_bytes(2, "big")
-        if ipv6:
-            assert (frame[14:18], frame[21], frame[54:56]) == (bytes.fromhex("668abcde"), 7, port)
-        else:
-            assert (frame[15], frame[22], frame[34:36]) == (0x68, 7, port)
+@pytest.mark.parametrize("ipv6", [False, True], ids=["IPv4", "IPv6"])
+def test_what_an_application_asks_of_its_packets_stands_in_them(ipv6: bool) -> None:
+    pair = AdapterPair(ipv6=ipv6)
+    a, b = Party(pair.contexts[0]), Party(pair.contexts[1])
+    label = 0xABCDE
+    route = {"traffic_class": 0x6A, "hop_limit": 7, "flow_label": label, "sgid_index": 3}
+    for index, party in enumerate((a, b)):
+        given = GlobalRoute(dgid=GID(pair.address(1 - index)), **route)
+        other = (b, a)[index]
+        party.qp.to_rts(QPAttr(dest_qp_num=other.qp.qp_num, ah_attr=AHAttr(gr=given), qp_access_flags=ALL_ACCESS))
+    assert written(pair, a, b, b"marked") == [WCStatus.SUCCESS]
+    frame = next(seen.frame for seen in pair.seen if seen.sender == 0 and seen.opcode == Opcode.RDMA_WRITE_ONLY)
+    port = (0xC000 | (label ^ label >> 14) & 0x3FFF).to_bytes(2, "big")
+    if ipv6:
+        assert (frame[14:18], frame[21], frame[54:56]) == (bytes.fromhex("66aabcde"), 7, port)
+    else:
+        assert (frame[15], frame[22], frame[34:36]) == (0x6A, 7, port)
+    queried = a.qp.query().ah_attr.gr
+    assert queried is not None
+    assert {name: getattr(queried, name) for name in route} == route
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("traffic_class", 256), ("hop_limit", -1), ("flow_label", 1 << 20), ("hop_limit", "far")]
+)
+def test_a_route_with_a_field_that_does_not_fit_is_refused(field: str, value: object) -> None:
+    pair = AdapterPair(ipv6=True)
+    party = Party(pair.contexts[0])
+    party.qp.to_init(QPAttr())
+    route = GlobalRoute(dgid=GID(pair.address(1)))
+    setattr(route, field, value)
+    with pytest.raises(RDMAError, match=field):
+        party.qp.to_rtr(QPAttr(dest_qp_num=5, ah_attr=AHAttr(gr=route)))
+    assert party.qp.query().qp_state is QPState.INIT
 
 
 def test_the_firmware_is_called_by_connection_management() -> None:
