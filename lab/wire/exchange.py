@@ -22,8 +22,9 @@ JUMP_MAX = 4096
 """A request further away than this from all that is under way belongs to a new connection of the same queue pairs: no
 requester has so many packets in flight."""
 
-WARM_UP_NS = 1_000_000_000
-"""A capture that began in the middle of a conversation may show answers to what it hasn't seen for so long."""
+SETTLING_NS = 1_000_000_000
+"""A capture that began in the middle of a conversation may show for so long what belongs to packets before it; until
+then nothing is judged that depends on them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,6 @@ class Exchange:
         """Last PSNs of the messages before `front`."""
         self.unanswered = 0
         """Position in `asked` of the oldest request whose answer hasn't been seen."""
-        self.answers = 0
-        """Frames with answers so far."""
         self.latest_answer = -1
         """Number of the frame with the latest answer."""
         self.rnr: tuple[int, int, int] | None = None
@@ -178,11 +177,15 @@ class Exchange:
         oldest = min(self.acknowledged + 1, self.cursor)
         return unwrapped > self.top + JUMP_MAX or (unwrapped < oldest - JUMP_MAX and self.covering(unwrapped) is None)
 
+    def is_settling(self, at: int) -> bool:
+        """Whether what was before the capture may still show."""
+        return not self.begun and not self.view.from_start and at - self.seen_since <= SETTLING_NS
+
     def is_older(self, settled: int, at: int) -> bool:
         """Whether an answer to more than was seen may be to what was sent before the capture; then that counts as
         seen from now on.
         """
-        if self.begun or at - self.seen_since > WARM_UP_NS or not 0 <= settled - self.front <= JUMP_MAX:
+        if not self.is_settling(at) or not 0 <= settled - self.front <= JUMP_MAX:
             return False
         self.base = self.front = settled + 1
         self.top = max(self.top, self.front)

@@ -49,7 +49,7 @@ class Weather:
         if draw() < self._lose:
             return held
         frame = seen.frame
-        if draw() < self._damage:
+        if draw() < self._damage and seen.opcode >= 0:
             at = self._rng.randrange(42, len(frame))
             frame = frame[:at] + bytes([frame[at] ^ 1 << self._rng.randrange(8)]) + frame[at + 1 :]
         if draw() < self._hold:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from emul.wire.headers import Opcode
 from lab.cli import command_names
 from lab.scenario import Scenario
 from lab.topology import Topology
+from lab.wire.findings import RULES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -120,3 +122,10 @@ def test_the_readme_begins_with_its_two_commands() -> None:
         "python3 noxfile.py -s tests",
     ]
     assert len(lines) < 100
+
+
+def test_the_page_on_conformance_has_each_opcode_and_each_rule() -> None:
+    text = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
+    assert [opcode.name for opcode in Opcode if f"| {int(opcode):#04x} | {opcode.name} |" not in text] == []
+    rows = [f"| {rule.name} | {rule.sentence} | {rule.source} |" for rule in RULES.values()]
+    assert [row for row in rows if row not in text] == []

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from emul.clock import MILLISECOND
 from lab.wire.analyzer import analyze
-from lab.wire.exchange import JUMP_MAX, WARM_UP_NS, View
+from lab.wire.exchange import JUMP_MAX, SETTLING_NS, View
 from lab.wire.findings import FINDINGS_MAX, RULES
 from lab.wire.requests import UNASKED_MAX
 from tests.helpers.tap import Weather
@@ -346,7 +346,7 @@ def test_what_is_lost_before_a_tap_in_the_middle_is_nobodys_fault() -> None:
 
 
 def test_a_psn_that_nobody_saw_and_the_responder_acknowledges_is_found_in_the_middle_too() -> None:
-    story = Story().ask("SEND", P, 4).answer("ACK", P, 1).wait(2 * WARM_UP_NS).ask("SEND", P + 2, 4)
+    story = Story().ask("SEND", P, 4).answer("ACK", P, 1).wait(2 * SETTLING_NS).ask("SEND", P + 2, 4)
     story.answer("ACK", P + 2, 3)
     (finding,) = story.judge(MIDDLE).findings
     assert (finding.rule.name, finding.frame) == ("ack.seen", 4)
@@ -372,7 +372,7 @@ def test_a_capture_that_begins_in_the_middle_takes_the_first_answers_as_they_are
     assert story.judge(MIDDLE).findings == ()
     reading = Story().ask("SEND", P, 4).answer("RESPONSE", P + 1, 9, size=4).answer("ATOMIC ACK", P + 2, 10)
     assert reading.judge(MIDDLE).findings == ()
-    late = Story().ask("SEND", P, 4).wait(2 * WARM_UP_NS).answer("ACK", P + 5, 77)
+    late = Story().ask("SEND", P, 4).wait(2 * SETTLING_NS).answer("ACK", P + 5, 77)
     assert [finding.rule.name for finding in late.judge(MIDDLE).findings] == ["ack.seen"]
 
 

@@ -122,11 +122,11 @@ def test_a_good_capture_is_told_in_a_few_lines(tmp_path: Path, capsys: pytest.Ca
 def test_a_bad_one_names_frame_connection_and_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frames = story().ask("SEND", P + 3, 4).answer("ACK", P + 3, 3).frames
     file = written(tmp_path / "bad.pcapng", ours(frames))
-    assert cli.main(["analyze", file]) == 1
+    assert cli.main(["analyze", file, "--from-start"]) == 1
     told = capsys.readouterr().out
     assert "frame 5 at 0.001040 s, 10.77.0.1 QP 0x11 <-> 10.77.0.2 QP 0x22: request.psn" in told
     assert "expected PSN 102, or a step back to PSN 102 at the latest, found PSN 103" in told
-    assert cli.main(["analyze", file, "--tap", "middle", "--json"]) == 0
+    assert cli.main(["analyze", file, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["findings"] == []
     assert cli.main(["analyze", file, "--json", "--from-start"]) == 1
@@ -162,14 +162,15 @@ def test_what_the_capture_cant_tell_is_taken_from_the_caller(tmp_path: Path) -> 
     assert cli.main(["analyze", file, "--from-start", "--mtu", "1024"]) == 1
     hasty = story().ask("SEND", P + 2, 4).wait(1_000_000).ask("SEND", P + 2, 4)
     file = written(tmp_path / "hasty.pcapng", ours(hasty.frames))
-    assert cli.main(["analyze", file]) == 0
-    assert cli.main(["analyze", file, "--timeout", "14"]) == 1
+    assert cli.main(["analyze", file, "--from-start"]) == 0
+    assert cli.main(["analyze", file, "--from-start", "--timeout", "14"]) == 1
     refused = story()
     for _ in range(3):
         refused.ask("SEND", P + 2, 4).answer("ACK", P + 2, 2, 0x2C).wait(1_000_000)
     file = written(tmp_path / "refused.pcapng", ours(refused.frames))
-    assert cli.main(["analyze", file, "--reordered"]) == 0
-    assert cli.main(["analyze", file, "--rnr-retry", "1"]) == 1
+    assert cli.main(["analyze", file, "--from-start", "--reordered"]) == 0
+    assert cli.main(["analyze", file, "--from-start", "--rnr-retry", "1"]) == 1
+    assert cli.main(["analyze", file, "--from-start", "--rnr-retry", "1", "--tap", "middle"]) == 1
 
 
 @pytest.mark.parametrize(
