@@ -14,10 +14,10 @@ import select
 import socket
 import time
 from collections import deque
-from errno import ENODEV, ETIMEDOUT
+from errno import EINVAL, ENODEV, ETIMEDOUT
 
 from emul.cm_events import CmEvent
-from emul.errors import DeviceGone
+from emul.errors import DeviceGone, RDMAError
 from emul.host_context import Reply, Request
 from emul.memory import Memory
 from emul.queues import DoorbellRing
@@ -45,10 +45,10 @@ def receive_message(channel: socket.socket) -> tuple[dict[str, object], list[int
         message = json.loads(data)
         if not isinstance(message, dict):
             raise ValueError("not an object")
-    except ValueError:
+    except (ValueError, RecursionError) as error:
         for fd in fds:
             os.close(fd)
-        raise
+        raise ValueError(f"no message: {error}") from error
     return message, fds
 
 
@@ -83,7 +83,9 @@ class SocketDevice:
 
     def attach(self, incarnation: int) -> None:
         """Device."""
-        _, fds = self._exchange({"op": "attach", "incarnation": incarnation}, [])
+        reply, fds = self._exchange({"op": "attach", "incarnation": incarnation}, [])
+        if "errno" in reply:
+            raise RDMAError(EINVAL, str(reply.get("message")))
         memory_fd, self._doorbell_fd, self.event_fd = fds
         self._memory = Memory.map(memory_fd)
         self._doorbells = DoorbellRing(self._memory.buffer)

@@ -141,6 +141,7 @@ class GIDType(IntEnum):
     ROCE_V1 = 1
     ROCE_V2 = 2
 
+
 IBV_QPT_RC = QPType.RC
 IBV_QPT_UD = QPType.UD
 

@@ -600,4 +600,3 @@ class _Nowhere:
     ) -> bool:
         """CompletionSink."""
         return True
-

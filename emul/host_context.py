@@ -7,6 +7,7 @@ request as a dict in, a reply as a dict out, memory beside it; whether a socket 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from enum import IntEnum
 from errno import EBUSY, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP
@@ -186,8 +187,10 @@ class HostContext:
             return handler(self, request, memories, now)
         except RDMAError as error:
             return {"errno": error.errno, "message": error.sentence}, []
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, struct.error) as error:
             return {"errno": EINVAL, "message": f"{request.get('op')}: {type(error).__name__}: {error}"}, []
+        except OSError as error:  # no descriptors or no memory left: the host's own doing
+            return {"errno": error.errno or ENOMEM, "message": f"{request.get('op')}: {error.strerror}"}, []
 
     def resources(self) -> dict[str, int]:
         """How many of each the host holds."""
@@ -256,7 +259,12 @@ class HostContext:
         _check_room(len(self._channels), "completion channels")
         number = self._fresh_number()
         memory = self._allocate(DOORBELL_RING_BYTES, "comp_channel")
-        channel = self._channels[number] = CompletionChannel(number, memory, self._make_bell(), self._ring_bell)
+        try:
+            bell = self._make_bell()
+        except OSError:
+            self._release(memory)
+            raise
+        channel = self._channels[number] = CompletionChannel(number, memory, bell, self._ring_bell)
         return {"channel": number}, [channel.memory, channel.bell]
 
     def _destroy_comp_channel(

@@ -6,6 +6,7 @@ process can map; in the simulator it is a bytearray and there is no descriptor. 
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from collections.abc import Callable
@@ -38,10 +39,25 @@ class Memory:
 
     @classmethod
     def allocate(cls, length: int, name: str = "memory") -> Memory:
-        """Zeroed memory behind a memfd, to be passed to another process by its descriptor."""
-        fd = os.memfd_create(name, os.MFD_CLOEXEC)
-        os.ftruncate(fd, length)
-        return cls.map(fd, length)
+        """Zeroed memory behind a memfd, to be passed to another process by its descriptor. Its size is sealed: nobody
+        can take bytes away that another process has mapped, which would end that with SIGBUS.
+        """
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, length)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+            return cls.map(fd, length)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @classmethod
+    def map_shared(cls, fd: int) -> Memory:
+        """Maps what another process gave. Raises OSError for a memfd that its owner could shrink."""
+        # A file is taken as it is: whoever may write the node's files can do worse.
+        if os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:"):
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        return cls.map(fd)
 
     @classmethod
     def map(cls, fd: int, length: int | None = None) -> Memory:

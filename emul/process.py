@@ -39,7 +39,10 @@ CARRIER_INTERVAL_NS = MILLISECOND
 """While there is traffic; idle ports are looked at every CARRIER_INTERVAL_IDLE_NS."""
 CARRIER_INTERVAL_IDLE_NS = 4 * MILLISECOND
 BUSY_FOR_NS = 10 * MILLISECOND
-"""A port counts as busy for so long after its last frame: for less than idle partners leave between two probes."""
+BUSY_FRAMES = 16
+"""A port is busy once it has moved so many frames in BUSY_FOR_NS, and for as long after: probes between idle partners,
+some frames in 20 ms, are no traffic.
+"""
 HOSTS_WAITING_MAX = 4
 """Connections to the control socket that may wait to be accepted."""
 CHANNELS_MAX = 16
@@ -80,8 +83,11 @@ class AdapterProcess:
         if self._owner_fd >= 0:
             self._epoll.register(self._owner_fd, select.EPOLLIN)
         self._carrier_at = 0
+        self._carrier: bool | None = None
         self._look_at = 0
         self._busy_until = 0
+        self._counted_since = 0
+        self._counted = 0
         self._turn = self._node.turn(self._index) // 2 * 2
         self._unsent: list[bytes] = []
         self.running = True
@@ -134,22 +140,32 @@ class AdapterProcess:
         if self._unanswered and not adapter.faults.hung:
             self._answer_late()
         sent = self._send(now)
-        if worked or sent:
-            self._busy_until = now + BUSY_FOR_NS
-        return worked or sent
+        if frames or sent:
+            self._note_traffic(now, len(frames) + sent)
+        return worked or sent > 0
 
-    def _send(self, now: Instant) -> bool:
+    def _send(self, now: Instant) -> int:
         frames = self._unsent or self._adapter.poll_transmit(FRAMES_PER_PULL_MAX, now=now)
         if not frames:
-            return False
+            return 0
         taken = self._port.send(frames)
         self._unsent = frames[taken:]
-        return taken > 0
+        return taken
+
+    def _note_traffic(self, now: int, moved: int) -> None:
+        if now - self._counted_since > BUSY_FOR_NS:
+            self._counted_since, self._counted = now, 0
+        self._counted += moved
+        if self._counted >= BUSY_FRAMES:
+            self._busy_until = now + BUSY_FOR_NS
+
+    def _carrier_interval(self, now: int) -> int:
+        return CARRIER_INTERVAL_NS if now < self._busy_until else CARRIER_INTERVAL_IDLE_NS
 
     def _read_carrier(self, now: int) -> None:
-        self._adapter.on_carrier(self._port.carrier())
-        busy = now < self._busy_until
-        self._carrier_at = now + (CARRIER_INTERVAL_NS if busy else CARRIER_INTERVAL_IDLE_NS)
+        self._carrier = self._port.carrier()
+        self._adapter.on_carrier(self._carrier)
+        self._carrier_at = now + self._carrier_interval(now)
 
     # -- sleeping -----------------------------------------------------------------------------------------------------
 
@@ -164,7 +180,7 @@ class AdapterProcess:
         deadline = self._adapter.next_deadline(now=Instant(now))
         if deadline is not None:
             until = min(until, deadline)
-        ready = self._epoll.poll(max(0.0, (until - now) / 1e9))
+        ready = self._wait(now, until, now + SLEEP_MAX_NS if deadline is None else min(deadline, now + SLEEP_MAX_NS))
         if doorbells is not None:
             doorbells.set_sleeping(False)
         if not ready and now >= self._look_at:
@@ -216,6 +232,19 @@ class AdapterProcess:
             except OSError:
                 self._close(channel)
 
+    def _wait(self, now: int, until: int, turn_at: int) -> list[tuple[int, int]]:
+        """What wakes it. Until something is due at `turn_at`, the carrier alone is read between: an idle adapter wakes
+        for that far more often than for all its other duties, and a whole turn costs ten times as much.
+        """
+        poll, carrier = self._epoll.poll, self._port.carrier
+        while True:
+            ready = poll(max(0.0, (until - now) / 1e9))
+            now = time.monotonic_ns()
+            if ready or now >= turn_at or carrier() is not self._carrier:
+                return ready
+            self._carrier_at = now + self._carrier_interval(now)
+            until = min(turn_at, self._carrier_at)
+
     # -- the host -----------------------------------------------------------------------------------------------------
 
     def _wake_host(self) -> None:
@@ -238,7 +267,13 @@ class AdapterProcess:
             self._close(channel)
 
     def _accept(self) -> None:
-        channel, _ = self._listener.accept()
+        try:
+            channel, _ = self._listener.accept()
+        except OSError as error:
+            # No descriptors left, or gone again: the oldest connection makes room, unless there is none.
+            if error.errno in (errno.EMFILE, errno.ENFILE) and self._channels:
+                self._close(self._channels[0])
+            return
         channel.setblocking(False)
         if len(self._channels) >= CHANNELS_MAX:
             self._close(self._channels[0])
@@ -272,8 +307,16 @@ class AdapterProcess:
     def _answer(self, channel: socket.socket, request: dict[str, object], fds: list[int]) -> None:
         now = Instant(time.monotonic_ns())
         number = request.get("id")
+        if request.get("op") in ("attach", "inspect"):
+            for fd in fds:
+                os.close(fd)
         if request.get("op") == "attach":
-            host = self._adapter.attach(_int(request.get("incarnation")))
+            incarnation = request.get("incarnation")
+            if not isinstance(incarnation, int) or not 0 <= incarnation < 1 << 64:
+                refusal = {"errno": errno.EINVAL, "message": f"attach: no incarnation: {incarnation!r:.80}"}
+                send_message(channel, {**refusal, "id": number}, [])
+                return
+            host = self._adapter.attach(incarnation)
             self._host_channel = channel
             assert host.memory.fd is not None
             send_message(channel, {"id": number}, [host.memory.fd, self._doorbell_fd, self._host_fd])
@@ -285,18 +328,18 @@ class AdapterProcess:
         memories, failure = [], None
         for fd in fds:
             try:
-                memories.append(Memory.map(fd))
-            except (ValueError, OSError) as error:
+                memories.append(Memory.map_shared(fd))
+            except (ValueError, OSError, OverflowError) as error:
                 os.close(fd)
-                failure = {"errno": 22, "message": f"{request.get('op')}: {error}"}
+                failure = {"errno": errno.EINVAL, "message": f"{request.get('op')}: {error}"}
         if channel is not self._host_channel:
-            failure = {"errno": 1, "message": "another host has attached"}
+            failure = {"errno": errno.EPERM, "message": "another host has attached"}
         if failure is not None:
             reply: dict[str, object] = dict(failure)
             answered: list[Memory] = []
         else:
             reply, answered = self._adapter.execute(request, memories, now=now)
-        if "errno" in reply:
+        if "errno" in reply or request.get("op") != "reg_mr":  # nothing else keeps memory of the host
             for memory in memories:
                 memory.close()
         send_message(channel, {**reply, "id": number}, [m.fd for m in answered if m.fd is not None])
