@@ -27,6 +27,7 @@ MESSAGE_BYTES_MAX = 65_536
 DESCRIPTORS_MAX = 4
 ANSWER_TIMEOUT_MS = 2_000
 """How long a slow verb may take; an adapter that is silent for longer counts as dead."""
+CONNECT_PAUSE_S = 0.001
 
 
 def send_message(channel: socket.socket, message: dict[str, object], fds: list[int]) -> None:
@@ -60,7 +61,7 @@ class SocketDevice:
         self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
             self._channel.settimeout(ANSWER_TIMEOUT_MS / 1000)
-            self._channel.connect(path)
+            self._connect(path)
         except OSError as error:
             self._channel.close()
             raise DeviceGone(error.errno or ETIMEDOUT, f"no adapter answers at {path}") from error
@@ -80,6 +81,17 @@ class SocketDevice:
         self._either = select.epoll()
         self._either.register(self._channel.fileno(), select.EPOLLIN)
         self._either.register(self._queued_fd, select.EPOLLIN)
+
+    def _connect(self, path: str) -> None:
+        until = time.monotonic() + ANSWER_TIMEOUT_MS / 1000
+        while True:
+            try:
+                self._channel.connect(path)
+                return
+            except BlockingIOError:  # others wait to be accepted: their number is bounded
+                if time.monotonic() > until:
+                    raise
+                time.sleep(CONNECT_PAUSE_S)
 
     def attach(self, incarnation: int) -> None:
         """Device."""

@@ -55,7 +55,7 @@ class Memory:
     def map_shared(cls, fd: int) -> Memory:
         """Maps what another process gave. Raises OSError for a memfd that its owner could shrink."""
         # A file is taken as it is: whoever may write the node's files can do worse.
-        if os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:"):
+        if str(Path(f"/proc/self/fd/{fd}").readlink()).startswith("/memfd:"):
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         return cls.map(fd)
 
