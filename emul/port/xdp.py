@@ -141,8 +141,7 @@ class XdpPort:
         count = (words[self._receive_producer] - taken) & 0xFFFF_FFFF
         if not count:
             return []
-        if self._scattered:
-            return self._receive_scattered(count, frames_max)
+        waiting = count
         if count > frames_max:
             count = frames_max
         umem, entries, mask = self._umem, self._receive_entries, self._receive_mask
@@ -150,8 +149,13 @@ class XdpPort:
         frames = []
         for index in range(count):
             place = ((taken + index) & mask) * 2
-            start = entries[place]
-            frames.append(umem[start : start + (entries[place + 1] & _LENGTH)])
+            start, length = entries[place], entries[place + 1]
+            if length >= _CONTINUED:
+                if not index:
+                    return self._receive_scattered(waiting, frames_max)
+                count = index  # it is taken next time
+                break
+            frames.append(umem[start : start + length])
             chunks[(filled + index) & mask] = start
         self._received = words[self._receive_consumer] = (taken + count) & 0xFFFF_FFFF
         # In copy mode the kernel looks at the fill ring with each frame and never asks to be woken for it.
@@ -184,8 +188,6 @@ class XdpPort:
 
     def send(self, frames: Sequence[bytes]) -> int:
         """Puts frames on the transmit ring and has the kernel send them before it returns."""
-        if self._scattered:
-            return self._send_scattered(frames)
         free, umem = self._free, self._umem
         if len(free) < self._free_low:
             self._reap()
@@ -198,12 +200,15 @@ class XdpPort:
                 self._tx_dropped += 1
                 taken += 1
                 continue
-            if not free:
-                self._transmit(placed)
-                self._reap()
+            if not free or length > CHUNK_BYTES:
+                has_room = self._make_room(length, placed)
                 placed = self._placed
-                if not free:
+                if not has_room:
                     break
+                if length > CHUNK_BYTES:
+                    placed = self._place_scattered(frame, placed)
+                    taken += 1
+                    continue
             start = free.pop()
             umem[start : start + length] = frame
             place = (placed & mask) * 2
@@ -214,24 +219,19 @@ class XdpPort:
         self._transmit(placed)
         return taken
 
-    def _send_scattered(self, frames: Sequence[bytes]) -> int:
-        """The same where a frame may need several chunks."""
-        for taken, frame in enumerate(frames):
-            length = len(frame)
-            if length > self._frame_bytes_max or length < ETHERNET_BYTES:
-                self._tx_dropped += 1
-                continue
-            if len(self._free) * CHUNK_BYTES < length:
-                self._transmit(self._placed)
-                self._reap()
-                if len(self._free) * CHUNK_BYTES < length:
-                    return taken
-            self._place_scattered(frame)
-        self._transmit(self._placed)
-        return len(frames)
+    def _make_room(self, length: int, placed: int) -> bool:
+        """Whether there are chunks for so many bytes, after sending what stands before `placed` where need be. The next
+        place is `_placed` afterwards: an earlier one than `placed` where the interface is down.
+        """
+        self._placed = placed
+        if len(self._free) * CHUNK_BYTES < length:
+            self._transmit(placed)
+            self._reap()
+        return len(self._free) * CHUNK_BYTES >= length
 
-    def _place_scattered(self, frame: bytes) -> None:
-        entries, umem, placed = self._transmit_entries, self._umem, self._placed
+    def _place_scattered(self, frame: bytes, placed: int) -> int:
+        """Puts a frame that needs several chunks on the ring from `placed` on; gives the place after it."""
+        entries, umem = self._transmit_entries, self._umem
         for offset in range(0, len(frame), CHUNK_BYTES):
             piece = frame[offset : offset + CHUNK_BYTES]
             start = self._free.pop()
@@ -242,7 +242,7 @@ class XdpPort:
             entries[place + 1] = len(piece) if last else len(piece) | _CONTINUED
             placed = (placed + 1) & 0xFFFF_FFFF
             self._continuations += not last
-        self._placed = placed
+        return placed
 
     def carrier(self) -> bool:
         """Whether the cable is alive, read now."""
@@ -293,8 +293,9 @@ class XdpPort:
             self._map_rings(receive_frames, transmit_frames)
             self._start_counting(receive_frames, transmit_frames)
             self._bind()
-            self._groups = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-            groups.join(self._groups, self._interface.index, addresses)
+            if groups.groups_of(addresses):
+                self._groups = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+                groups.join(self._groups, self._interface.index, addresses)
             self.wire = self._attach(addresses)
         except PortError:
             raise
