@@ -15,11 +15,11 @@ def sleep_until_told(context: Context, timeout_ms: int | None) -> bool:
     descriptors = [fd for fd in context.descriptors() if fd >= 0]
     if not descriptors:
         return False
+    if len(descriptors) == 1:  # the channel is gone, and with it what would wake us: the next verb says so
+        context.query_port(1)
     poll = select.poll()
     for fd in descriptors:
         poll.register(fd, select.POLLIN)
     ready = poll.poll(timeout_ms)
     context.clear_event()
-    if ready:
-        context.query_port(1)  # an adapter that died wakes too, and then this raises
     return bool(ready)
