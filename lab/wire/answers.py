@@ -80,6 +80,8 @@ class Answers:
         ):  # fmt: skip
             return
         self._judge_order_of_answers(packet, settled)
+        if kind != _ACK:
+            x.nak_psns.add(psn)
         if kind == _ACK:
             self._judge_credits(packet, value)
             self._judge_progress(packet, psn)

@@ -10,7 +10,7 @@ anywhere, while "the next PSN is the one after the last" only where no frame is 
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass
 
 from lab.wire.findings import Findings
@@ -112,6 +112,8 @@ class Exchange:
         """The PSN after the latest request."""
         self.floor = 0
         """The requester knows that all before it is acknowledged."""
+        self.nak_psns: set[int] = set()
+        """PSNs that a NAK named."""
         self.acknowledged = -1
         """The furthest PSN that an answer has acknowledged."""
         self.ends: list[int] = []
@@ -176,6 +178,15 @@ class Exchange:
         unwrapped = self.unwrap(psn)
         oldest = min(self.acknowledged + 1, self.cursor)
         return unwrapped > self.top + JUMP_MAX or (unwrapped < oldest - JUMP_MAX and self.covering(unwrapped) is None)
+
+    def raise_floor(self, psn: int) -> None:
+        """The requester went to this PSN: all before it is acknowledged. But not where a NAK sent it there over a READ
+        or atomic, whose answer it may still lack: what is behind that one isn't settled either.
+        """
+        if psn > self.floor:
+            position = bisect_left(self.asked, self.floor)
+            if psn not in self.nak_psns or position == len(self.asked) or self.asked[position] >= psn:
+                self.floor = psn
 
     def is_settling(self, at: int) -> bool:
         """Whether what was before the capture may still show."""

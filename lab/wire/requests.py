@@ -81,7 +81,7 @@ class Requests:
             f"{x.wire(x.cursor)}, or a step back to {x.wire(oldest)} at the latest", x.wire(psn),
         )  # fmt: skip
         if psn > x.cursor:
-            x.floor = max(x.floor, min(psn, oldest))
+            x.raise_floor(min(psn, oldest))
         elif psn < x.cursor:
             x.repetitions += 1
             self._judge_step_back(packet, psn, known)
@@ -90,7 +90,7 @@ class Requests:
         x = self._x
         if packet.shape.kind not in ANSWERED_BY_THEMSELVES and x.answers_seen:
             self._judge("request.go_back", psn >= x.floor, packet, f"{x.wire(x.floor)} or one after it", x.wire(psn))
-        x.floor = max(x.floor, psn)
+        x.raise_floor(psn)
         if known is None or not x.answers_seen:
             return
         silent = x.latest_answer < known.number
@@ -109,7 +109,8 @@ class Requests:
 
     def _judge_wait(self, packet: Packet, known: Request, psn: int) -> None:
         x = self._x
-        if x.rnr is None or x.rnr[0] != psn:
+        # Out of order, an answer to something earlier may have sent the requester back before the RNR NAK reached it.
+        if x.view.may_reorder or x.rnr is None or x.rnr[0] != psn:
             return
         (_, told_at, wait), waited = x.rnr, packet.at - known.at
         x.rnr = None
