@@ -58,6 +58,8 @@ class Answers:
         if psn < x.base - 1 or (psn == x.base - 1 and not x.begun):
             return  # of what was before the capture
         kind = packet.shape.kind
+        if kind is not Kind.ACKNOWLEDGE:
+            x.latest_own_answer_at = packet.at
         if kind is Kind.ACKNOWLEDGE:
             self._on_acknowledge(packet, psn)
         elif kind is Kind.READ_RESPONSE:

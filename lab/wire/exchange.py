@@ -120,6 +120,8 @@ class Exchange:
         """Last PSNs of the messages before `front`."""
         self.unanswered = 0
         """Position in `asked` of the oldest request whose answer hasn't been seen."""
+        self.latest_own_answer_at = -(1 << 62)
+        """ns of the latest READ response or atomic acknowledgement."""
         self.latest_answer = -1
         """Number of the frame with the latest answer."""
         self.rnr: tuple[int, int, int] | None = None

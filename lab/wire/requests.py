@@ -9,6 +9,8 @@ UNASKED_MAX = 65
 """Packets in a row that ask for no acknowledgement: 63 with us, 65 with Linux rxe (RXE_MAX_PKT_PER_ACK)."""
 ACK_TIMEOUT_LEAST_NS = 500_000
 """Nobody's timer is shorter, whatever it is set to (Linux counts in jiffies)."""
+FLIGHT_MAX_NS = 10_000_000
+"""An answer may be so long under way."""
 RNR_RETRY_FOREVER = 7
 _ALWAYS = ("message.ack_request", "packet.size")
 """Rules that depend on no other packet."""
@@ -116,6 +118,8 @@ class Requests:
         x.rnr = None
         if x.gap is not None and x.gap[0] == psn and x.gap[1] > known.number:
             return  # told of a gap, too: that one is sent again at once
+        if x.latest_own_answer_at > known.packet.at - FLIGHT_MAX_NS:
+            return  # may have gone back to a READ, and on when its answer came, the RNR NAK being still under way
         # The NAK may have been lost behind the tap, and the requester's own timer has run out.
         timer = max(ACK_TIMEOUT_LEAST_NS, (x.ack_timeout_ns or 0) // 2)
         if waited < timer or packet.at - told_at >= wait:
