@@ -249,12 +249,12 @@ class ConnectionMachine:
             raise RDMAError(ENOMEM, f"an adapter has {CONNECTIONS_MAX} connections at the most")
         connection = Connection(self._table.fresh_number(), address, State.REQ_SENT, attr)
         connection.qpn, connection.from_host, connection.told, connection.at_once = qpn, True, True, at_once
-        attr.sq_psn = self._control.fresh_psn()
+        attr.rq_psn = self._control.fresh_psn()
         request = Req(
             local_comm_id=connection.number,
             service_id=service_id,
             local_qpn=qpn,
-            starting_psn=attr.sq_psn,
+            starting_psn=attr.rq_psn,
             local_gid=gid_bytes(source),
             remote_gid=gid_bytes(address),
             path_mtu=int(attr.path_mtu),
@@ -330,11 +330,11 @@ class ConnectionMachine:
         self._check_free(qpn)
         asked = connection.attr
         own_rnr_retry = attr.rnr_retry
-        attr.path_mtu, attr.dest_qp_num, attr.rq_psn = asked.path_mtu, asked.dest_qp_num, asked.rq_psn
+        attr.path_mtu, attr.dest_qp_num, attr.sq_psn = asked.path_mtu, asked.dest_qp_num, asked.sq_psn
         attr.timeout, attr.retry_cnt, attr.rnr_retry = asked.timeout, asked.retry_cnt, asked.rnr_retry
         attr.max_rd_atomic = min(attr.max_rd_atomic, asked.max_rd_atomic)
         attr.max_dest_rd_atomic = min(attr.max_dest_rd_atomic, asked.max_dest_rd_atomic)
-        attr.sq_psn = self._control.fresh_psn()
+        attr.rq_psn = self._control.fresh_psn()
         if not self._control.ready_to_receive(qpn, attr, connection.address, now=now):
             raise RDMAError(EINVAL, f"QP {qpn} could not be made ready to receive")
         self._leave_backlog(connection)
@@ -487,7 +487,7 @@ class ConnectionMachine:
         if isinstance(answer, Reject):
             self._turn_away(transaction, req, source, answer)
             return
-        connection.qpn, connection.attr.sq_psn = answer.qpn, answer.starting_psn
+        connection.qpn, connection.attr.rq_psn = answer.qpn, answer.starting_psn
         self._table.add(connection)
         self._reply(connection, answer.private_data, 7, now)
 
@@ -546,7 +546,7 @@ class ConnectionMachine:
             local_comm_id=connection.number,
             remote_comm_id=connection.remote_id,
             local_qpn=connection.qpn,
-            starting_psn=attr.sq_psn,
+            starting_psn=attr.rq_psn,
             responder_resources=attr.max_dest_rd_atomic,
             initiator_depth=attr.max_rd_atomic,
             rnr_retry_count=rnr_retry,
@@ -567,7 +567,7 @@ class ConnectionMachine:
         stale = self._table.of_remote_qpn(connection.address, message.local_qpn)
         connection.remote_qpn, connection.reply = message.local_qpn, message.private_data
         attr = connection.attr
-        attr.dest_qp_num, attr.rq_psn = message.local_qpn, message.starting_psn
+        attr.dest_qp_num, attr.sq_psn = message.local_qpn, message.starting_psn
         attr.max_rd_atomic = min(attr.max_rd_atomic, message.responder_resources)
         attr.max_dest_rd_atomic = min(attr.max_dest_rd_atomic, message.initiator_depth)
         attr.rnr_retry = min(attr.rnr_retry, message.rnr_retry_count)
@@ -804,7 +804,7 @@ def _attr_asked_for(req: Req) -> QPAttr:
     return QPAttr(
         path_mtu=MTU(req.path_mtu),
         dest_qp_num=req.local_qpn,
-        rq_psn=req.starting_psn,
+        sq_psn=req.starting_psn,
         max_rd_atomic=min(req.responder_resources, _READS_MAX),
         max_dest_rd_atomic=min(req.initiator_depth, _READS_MAX),
         timeout=req.local_ack_timeout,

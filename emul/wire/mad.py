@@ -85,6 +85,7 @@ class Req:
     service_id: int
     local_qpn: int
     starting_psn: int
+    """With which the receiver of this message begins (12.7.31): what its sender expects, not what it sends."""
     local_gid: bytes
     remote_gid: bytes
     path_mtu: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lab.wire.packets import (
     CM_QPN,
@@ -37,6 +37,7 @@ class Endpoint:
     address: bytes
     qpn: int
     starting_psn: int
+    """With which it begins."""
     mtu: int | None = None
     retry_count: int | None = None
     ack_timeout: int | None = None
@@ -149,7 +150,9 @@ class Sorter:
             if called is not None and called[0] not in self._accepted:
                 call, caller = called
                 self._accepted.add(call)
-                accepting = Endpoint(packet.source, _word24(body, 12), _word24(body, 20), caller.mtu)
+                # A message names the PSN with which its receiver begins (vol. 1, 12.7.31).
+                accepting = Endpoint(packet.source, _word24(body, 12), caller.starting_psn, caller.mtu)
+                caller = replace(caller, starting_psn=_word24(body, 20))
                 self._begin(caller, accepting, call)
                 self._begin(accepting, caller, call)
 

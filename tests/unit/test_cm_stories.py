@@ -25,7 +25,8 @@ from emul.cm import (
 from emul.errors import RDMAError
 from emul.verbs import CQ, MR, PD, QP, QPInitAttr
 from emul.vocabulary import SGE, AsyncEvent, EventType, QPAttr, QPCap, QPState, RecvWR, SendWR, WCStatus, WROpcode
-from emul.wire.mad import Attribute
+from emul.wire.headers import Opcode
+from emul.wire.mad import Attribute, Rep, Req, parse_mad
 from tests.helpers.adapters import ALL_ACCESS, AdapterPair, Seen
 
 PORT = 7471
@@ -98,6 +99,19 @@ def connected(pair: AdapterPair) -> tuple[End, CMID, End, CMID]:
     assert client.kinds() == [E.ESTABLISHED]
     assert server.kinds() == [E.ESTABLISHED]
     return server, asked.id, client, calling
+
+
+def test_each_side_begins_where_the_other_expects_it() -> None:
+    """A message's starting PSN is the one with which its receiver shall begin (vol. 1, 12.7.31), as Linux has it."""
+    pair = AdapterPair()
+    _, called, _, calling = connected(pair)
+    messages = [parse_mad(seen.frame[62:-4]) for seen in pair.seen if seen.opcode == Opcode.UD_SEND_ONLY]
+    told = {type(each[1]): each[1].starting_psn for each in messages if each and isinstance(each[1], Req | Rep)}
+    assert called.qp is not None
+    assert calling.qp is not None
+    here, there = calling.qp.query(), called.qp.query()
+    assert here.rq_psn == there.sq_psn == told[Req]
+    assert there.rq_psn == here.sq_psn == told[Rep]
 
 
 def lose(*attributes: Attribute, times: int = 1) -> Callable[[Seen], list[bytes]]:
