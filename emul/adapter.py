@@ -21,6 +21,7 @@ from emul.errors import RDMAError
 from emul.firmware import FIRMWARE_ACCESS, Firmware, FirmwareLink, Identity
 from emul.hardware_faults import HardwareFaults, Report
 from emul.host_context import HostContext, Reply, Request
+from emul.host_objects import Tally
 from emul.memory import Memory
 from emul.neighbours import Neighbours, Route
 from emul.node_memory import NodeMemory
@@ -155,6 +156,7 @@ class Adapter:
         self._next_qpn = _QPN_FIRST + rng.randrange(1 << 16)
         self._next_pd = 1
         self.regions = RegionTable(rng)
+        self.tally = Tally()
         self._firmware = Firmware(
             identity=identity,
             node_memory=node_memory,
@@ -281,6 +283,8 @@ class Adapter:
             if self.host is not None and qp.number in self.host.qps:
                 for event in qp.events:
                     self.host.tell(AsyncEvent(event, qp.number))
+            self._counters["resp_remote_access_errors"] += EventType.QP_ACCESS_ERR in qp.events
+            self._counters["resp_remote_invalid_request"] += EventType.QP_REQ_ERR in qp.events
             qp.events.clear()
 
     def _after_link(self, qp: QueuePair, link: FirmwareLink) -> None:
@@ -527,6 +531,7 @@ class Adapter:
         total["cm_connections"] = self.cm.connections()
         total.update(self.cm.counters)
         total.update(self.faults.counters())
+        total.update(self.tally.counters())
         return with_known_names(total)
 
     def port_counters(self) -> dict[str, int]:

@@ -21,8 +21,6 @@ _SAME = {
     "local_ack_timeout_err": "timeouts",
     "implied_nak_seq_err": "completer_retry_err",
     "rx_icrc_encapsulated": "rx_icrc_error",
-    "rdma_sends": "sends_completed",
-    "rdma_recvs": "receives_completed",
 }
 RXE = (
     "sent_pkts", "rcvd_pkts", "duplicate_request", "out_of_seq_request", "rcvd_rnr_err", "send_rnr_err", "rcvd_seq_err",
@@ -33,7 +31,8 @@ RXE = (
 MLX5 = (
     "rx_write_requests", "rx_read_requests", "rx_atomic_requests", "out_of_buffer", "out_of_sequence",
     "duplicate_request", "rnr_nak_retry_err", "packet_seq_err", "implied_nak_seq_err", "local_ack_timeout_err",
-    "resp_local_length_error", "resp_cqe_error", "resp_cqe_flush_error", "resp_remote_access_errors", "req_cqe_error",
+    "resp_local_length_error", "resp_cqe_error", "resp_cqe_flush_error", "resp_remote_access_errors", "resp_remote_invalid_request",
+    "req_cqe_error",
     "req_cqe_flush_error", "req_remote_access_errors", "req_remote_invalid_request", "rx_icrc_encapsulated",
     "np_cnp_sent", "np_ecn_marked_roce_packets", "rp_cnp_handled", "rp_cnp_ignored",
 )  # fmt: skip

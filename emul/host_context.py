@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 from emul.clock import Instant
 from emul.cm_machine import ConnectionMachine
 from emul.errors import RDMAError
-from emul.host_objects import CompletionChannel, CompletionQueue, HostWork, SharedReceives
+from emul.host_objects import CompletionChannel, CompletionQueue, HostWork, SharedReceives, Tally
 from emul.memory import Memory
 from emul.node_memory import FENCE_SLOTS
 from emul.qp import TRANSITIONS, QueuePair
@@ -87,6 +87,7 @@ class Services(Protocol):
 
     regions: RegionTable
     cm: ConnectionMachine
+    tally: Tally
 
     def fresh_pd(self) -> int:
         """A protection domain number that is not in use."""
@@ -287,7 +288,7 @@ class HostContext:
         channel = self._channel(request) if "channel" in request else None
         memory = self._allocate(completion_ring_bytes(depth), "cq")
         number = self._fresh_number()
-        self._cqs[number] = CompletionQueue(number, memory, depth, channel, self._wake)
+        self._cqs[number] = CompletionQueue(number, memory, depth, channel, self._wake, self._services.tally)
         return {"cq": number}, [memory]
 
     def _resize_cq(self, request: Request, memories: list[Memory], now: Instant) -> tuple[Reply, list[Memory]]:

@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from emul.memory import Memory
 from emul.queues import CompletionRing, DoorbellRing, ReceiveEntry, ReceiveRing, SendEntry, SendRing
+from emul.vocabulary import WCOpcode, WCStatus
+
+
+class Tally:
+    """Completions of all queues of an adapter, by opcode; those with an error by side and status."""
+
+    __slots__ = ("completed", "failed")
+
+    def __init__(self) -> None:
+        self.completed = [0] * 256
+        self.failed: Counter[tuple[bool, int]] = Counter()
+        """(whether it is a receive's, status)"""
+
+    def counters(self) -> dict[str, int]:
+        """Under the names of rxe and mlx5."""
+        failed = self.failed
+        requests = sum(count for (received, _), count in failed.items() if not received)
+        receives = sum(count for (received, _), count in failed.items() if received)
+        return {
+            "rdma_sends": self.completed[WCOpcode.SEND],
+            "rdma_recvs": self.completed[WCOpcode.RECV] + self.completed[WCOpcode.RECV_RDMA_WITH_IMM],
+            "req_cqe_error": requests,
+            "req_cqe_flush_error": failed[False, WCStatus.WR_FLUSH_ERR],
+            "req_remote_access_errors": failed[False, WCStatus.REM_ACCESS_ERR],
+            "req_remote_invalid_request": failed[False, WCStatus.REM_INV_REQ_ERR],
+            "resp_cqe_error": receives,
+            "resp_cqe_flush_error": failed[True, WCStatus.WR_FLUSH_ERR],
+            "resp_local_length_error": failed[True, WCStatus.LOC_LEN_ERR],
+        }
 
 
 class CompletionChannel:
@@ -29,11 +59,18 @@ class CompletionChannel:
 class CompletionQueue:
     """A host's completion queue: the sink of its queue pairs. `wake` is called when the host had asked for it."""
 
-    __slots__ = ("_wake", "channel", "depth", "lost", "memory", "number", "ring")
+    __slots__ = ("_tally", "_wake", "channel", "depth", "lost", "memory", "number", "ring")
 
     def __init__(
-        self, number: int, memory: Memory, depth: int, channel: CompletionChannel | None, wake: Callable[[], None]
+        self,
+        number: int,
+        memory: Memory,
+        depth: int,
+        channel: CompletionChannel | None,
+        wake: Callable[[], None],
+        tally: Tally,
     ) -> None:
+        self._tally = tally
         self.number = number
         self.memory = memory
         self.depth = depth
@@ -49,6 +86,10 @@ class CompletionQueue:
         if not self.ring.push(wr_id, byte_len, qp_num, imm, status, opcode, flags):
             self.lost = True
             return False
+        if status:
+            self._tally.failed[opcode >= WCOpcode.RECV, status] += 1
+        else:
+            self._tally.completed[opcode] += 1
         if self.ring.take_armed(solicited):
             if self.channel is None:
                 self._wake()

@@ -66,3 +66,23 @@ def test_the_port_counts_packets_and_words_of_four_octets() -> None:
     assert here["port_xmit_data"] == there["port_rcv_data"] == sum(map(len, sent)) // 4
     pair.adapters[1].on_frame(b"short", now=pair.now)
     assert pair.contexts[1].port_counters()["port_rcv_errors"] == 1
+
+
+def test_completions_and_refusals_are_counted_at_the_side_that_saw_them() -> None:
+    pair = AdapterPair()
+    a, b = (Party(context) for context in pair.contexts)
+    connect_by_hand(pair, (a, b))
+    b.qp.post_recv(RecvWR(1, 1, [SGE(b.mr.buf, 8, b.mr.lkey)]))
+    a.qp.post_send(SendWR(1, WROpcode.SEND, 1, 0, [SGE(a.mr.buf, 8, a.mr.lkey)]))
+    pair.settle()
+    request = SendWR(2, WROpcode.RDMA_WRITE, 1, 0, [SGE(a.mr.buf, 8, a.mr.lkey)])
+    request.set_wr_rdma(b.mr.rkey ^ 1, b.mr.buf)
+    a.qp.post_send(request)
+    a.qp.post_send(request)
+    pair.settle()
+    here, there = pair.contexts[0].counters(), pair.contexts[1].counters()
+    assert (here["rdma_sends"], there["rdma_recvs"]) == (1, 1)
+    assert (here["req_remote_access_errors"], here["req_cqe_flush_error"], here["req_cqe_error"]) == (1, 1, 2)
+    assert (there["resp_remote_access_errors"], there["resp_cqe_error"]) == (1, 0)
+    b.cq.close()
+    assert pair.contexts[1].counters()["rdma_recvs"] == 1  # what was counted stays
