@@ -31,10 +31,10 @@ RXE = (
 MLX5 = (
     "rx_write_requests", "rx_read_requests", "rx_atomic_requests", "out_of_buffer", "out_of_sequence",
     "duplicate_request", "rnr_nak_retry_err", "packet_seq_err", "implied_nak_seq_err", "local_ack_timeout_err",
-    "resp_local_length_error", "resp_cqe_error", "resp_cqe_flush_error", "resp_remote_access_errors", "resp_remote_invalid_request",
-    "req_cqe_error",
-    "req_cqe_flush_error", "req_remote_access_errors", "req_remote_invalid_request", "rx_icrc_encapsulated",
-    "np_cnp_sent", "np_ecn_marked_roce_packets", "rp_cnp_handled", "rp_cnp_ignored",
+    "resp_local_length_error", "resp_cqe_error", "resp_cqe_flush_error", "resp_remote_access_errors",
+    "resp_remote_invalid_request", "req_cqe_error", "req_cqe_flush_error", "req_remote_access_errors",
+    "req_remote_invalid_request", "rx_icrc_encapsulated", "np_cnp_sent", "np_ecn_marked_roce_packets",
+    "rp_cnp_handled", "rp_cnp_ignored",
 )  # fmt: skip
 """Those of mlx5 (drivers/infiniband/hw/mlx5/counters.c) that a RoCE adapter of this kind can tell."""
 
