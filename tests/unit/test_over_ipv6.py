@@ -130,9 +130,7 @@ def test_what_an_application_asks_of_its_packets_stands_in_them(ipv6: bool) -> N
     assert {name: getattr(queried, name) for name in route} == route
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("traffic_class", 256), ("hop_limit", -1), ("flow_label", 1 << 20), ("hop_limit", "far")]
-)
+@pytest.mark.parametrize(("field", "value"), [("traffic_class", 256), ("hop_limit", -1), ("flow_label", 1 << 20)])
 def test_a_route_with_a_field_that_does_not_fit_is_refused(field: str, value: object) -> None:
     pair = AdapterPair(ipv6=True)
     party = Party(pair.contexts[0])
