@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import signal
 import sys
 import time
 
@@ -81,6 +82,7 @@ def main(arguments: list[str]) -> int:
 
 def run_end(options: Options, *, check: bool) -> int:
     """One end: the server where no server is named."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # the adapter is not left behind
     if options.server is None:
         exchange = Exchange.serve(options.exchange, options.port, options.max_seconds)
     else:

@@ -400,6 +400,8 @@ def main(config: dict[str, object]) -> None:
 
 def _refusal(error: Exception) -> tuple[int, str]:
     """errno and sentence for whoever waits for this process."""
+    if isinstance(error, PortUnsupported) and getattr(error.__cause__, "errno", None) in (errno.EPERM, errno.EACCES):
+        return errno.EPERM, str(error)
     for kind, code in _PORT_ERRORS:
         if isinstance(error, kind):
             return code, str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from emul.errors import RDMAError
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> int:
 
 def run_end(options: Options) -> int:
     """One end: the server where no server is named."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # the adapter is not left behind
     if options.server is None:
         _say(f"\n{'*' * 36}\n* Waiting for client to connect... *\n{'*' * 36}")
         exchange = Exchange.serve(options.exchange, options.port, options.max_seconds)
