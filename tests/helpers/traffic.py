@@ -30,7 +30,10 @@ TAKES_RECEIVE = (WROpcode.SEND, WROpcode.SEND_WITH_IMM, WROpcode.SEND_WITH_INV, 
 LENGTHS = (0, 1, 3, 8, 500, 1024, 1025, 3000, 9000)
 REGION_BYTES = 65536
 ROOM_BYTES = 10_000
-QUIET_ROUNDS = 40
+QUIET_ROUNDS_MAX = 40
+QUIET_NS = 150 * MILLISECOND
+"""Longer than the adapters' timers: who has anything left to do sends something in it."""
+RECEIVES_A_ROUND = 8
 
 
 class Traffic:
@@ -86,10 +89,14 @@ class Traffic:
             self.post(self.rng.choice(list(WROpcode)), party, partner, receive=self.rng.random() < 0.8)
             if self.rng.random() < 0.3:
                 self.pair.settle(span_ns=self.rng.randrange(3 * MILLISECOND))
-        for _ in range(QUIET_ROUNDS):
+        for _ in range(QUIET_ROUNDS_MAX):
+            sent = len(self.tap.sent)
             for party in (self.a, self.b):
-                self.receive(party)
-            self.pair.settle(span_ns=30 * MILLISECOND)
+                for _ in range(RECEIVES_A_ROUND):
+                    self.receive(party)
+            self.pair.settle(span_ns=QUIET_NS)
             for party in (self.a, self.b):
                 party.completions()
+            if len(self.tap.sent) == sent:
+                break
         return self

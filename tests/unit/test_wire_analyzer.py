@@ -5,6 +5,7 @@ Each rule has a story that is told twice: once as a good peer would, once with o
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -514,3 +515,37 @@ def test_a_requester_may_not_know_what_the_tap_knows(
     for number in range(seed, seed + 3):
         tap = Traffic(number, **attributes).play(Weather(number, **weather), requests=60).tap
         assert analyze(tap.sent, replace(AT_SENDERS, may_reorder="hold" in weather)).findings == ()
+
+
+def resealed(frame: bytes) -> bytes:
+    """With the ICRC that an IPv4 frame should have."""
+    masked = frame[14:15] + b"\xff" + frame[16:22] + b"\xff" + frame[23:24] + b"\xff\xff" + frame[26:40] + b"\xff\xff"
+    crc = zlib.crc32(b"\xff" * 8 + masked + frame[42:46] + b"\xff" + frame[47:-4])
+    return frame[:-4] + crc.to_bytes(4, "little")
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 50))
+def test_whatever_a_capture_holds_the_analyzer_survives_it(data: st.DataObject, seed: int) -> None:
+    frames = list(Traffic(seed).play(Weather(seed, lose=0.1), requests=12).tap.sent)
+    for _ in range(data.draw(st.integers(1, 12))):
+        number = data.draw(st.integers(0, len(frames) - 1))
+        at, frame = frames[number]
+        place = data.draw(st.integers(12, max(12, len(frame) - 5)))
+        changed = frame[:place] + bytes([data.draw(st.integers(0, 255))]) + frame[place + 1 :]
+        kept = data.draw(st.integers(0, len(changed))) if data.draw(st.booleans()) else len(changed)
+        frames[number] = (at, resealed(changed)[:kept])
+    view = View(
+        at_senders=data.draw(st.booleans()), may_reorder=data.draw(st.booleans()), from_start=data.draw(st.booleans()),
+        mtu=data.draw(st.sampled_from([None, 256, 4096])), rnr_retry=data.draw(st.sampled_from([None, 0, 7])),
+        ack_timeout_ns=data.draw(st.sampled_from([None, 1, 1 << 40])),
+    )  # fmt: skip
+    report = analyze(frames, view)
+    assert report.frames == len(frames)
+    assert all(str(finding) for finding in report.findings)
+
+
+def test_the_helper_seals_as_the_adapters_do() -> None:
+    for _, frame in Traffic(1).play(Weather(1), requests=5).tap.sent:
+        if frame[12:14] == b"\x08\x00":
+            assert resealed(frame) == frame

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from emul import answers, completer, requester, responder, window
+from emul import answers, compiled, completer, requester, responder, window
 from emul.clock import MILLISECOND
 from emul.vocabulary import MTU, WROpcode
 from emul.wire import frame
@@ -19,6 +19,9 @@ from tests.helpers.adapters import Seen
 from tests.helpers.tap import AT_SENDERS, Weather
 from tests.helpers.traffic import Traffic
 
+pytestmark = pytest.mark.skipif(
+    compiled.is_current(), reason="needs the adapter in plain Python (CCM_LAB_PLAIN=1), as it is patched"
+)
 SEEDS_MAX = 12
 LOSSY = {"lose": 0.15}
 Patch = pytest.MonkeyPatch
@@ -232,8 +235,17 @@ def a_gap_then_silence(traffic: Traffic, weather: dict[str, float]) -> None:
     traffic.pair.settle()
 
 
+def no_receive(traffic: Traffic, weather: dict[str, float]) -> None:
+    """A SEND for which there is no receive for a while."""
+    traffic.post(WROpcode.SEND, traffic.a, traffic.b, length=8, receive=False)
+    traffic.pair.settle(span_ns=MILLISECOND)
+    traffic.receive(traffic.b)
+    traffic.pair.settle()
+
+
 PROVOKED: dict[Callable[[Patch], None], Callable[[Traffic, dict[str, float]], None]] = {
     asks_too_rarely: a_long_write,
+    doesnt_wait_for_the_receiver: no_receive,
     never_gives_up: silence,
     takes_each_timer_for_a_moment: silence,
     goes_on_after_the_end: a_wrong_key,
@@ -283,7 +295,7 @@ def test_a_broken_adapter_is_found(
     pytest.fail(f"{rule} was not among {sorted(found)}")
 
 
-@pytest.mark.parametrize("provoke", [some_of_all, a_long_write, silence, a_wrong_key, a_gap_then_silence])
+@pytest.mark.parametrize("provoke", [some_of_all, a_long_write, silence, a_wrong_key, a_gap_then_silence, no_receive])
 def test_the_same_situations_with_whole_adapters_are_clean(
     provoke: Callable[[Traffic, dict[str, float]], None],
 ) -> None:
