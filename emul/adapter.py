@@ -402,6 +402,9 @@ class Adapter:
                     self._is_active.discard(qp.number)
                     break
                 frames.append(frame)
+                if not qp.may_have_more():
+                    self._is_active.discard(qp.number)
+                    break
             else:
                 active.append(qp)
             if qp.attention:

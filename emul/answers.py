@@ -52,12 +52,12 @@ class AtomicAnswer:
 class Answers:
     """All answers of a queue pair that wait to be sent."""
 
-    __slots__ = ("_destination", "_mtu", "_waiting", "dead_region", "slots")
+    __slots__ = ("_destination", "_mtu", "dead_region", "slots", "waiting")
 
     def __init__(self, *, destination_qpn: int, mtu: int) -> None:
         self._destination = destination_qpn
         self._mtu = mtu
-        self._waiting: deque[tuple[int, int, int] | ReadJob | AtomicAnswer] = deque()
+        self.waiting: deque[tuple[int, int, int] | ReadJob | AtomicAnswer] = deque()
         self.slots = 0
         """READs, atomics, FLUSHes and ATOMIC WRITEs whose answer is not out yet, repeated ones not counted."""
         self.dead_region = False
@@ -65,31 +65,31 @@ class Answers:
 
     def has_room(self) -> bool:
         """Whether one more may wait."""
-        return len(self._waiting) < ANSWERS_MAX
+        return len(self.waiting) < ANSWERS_MAX
 
     def acknowledge(self, psn: int, syndrome: int, msn: int) -> None:
         """ACK or NAK."""
-        self._waiting.append((psn, syndrome, msn))
+        self.waiting.append((psn, syndrome, msn))
 
     def respond(
         self, region: MemoryRegion | None, buffer: memoryview, psn: int, msn: int, *, repeated: bool = False
     ) -> None:
         """A READ response of `buffer`, which may be empty."""
         self.slots += not repeated
-        self._waiting.append(ReadJob(region, buffer, psn, msn, not repeated))
+        self.waiting.append(ReadJob(region, buffer, psn, msn, not repeated))
 
     def answer_atomic(self, psn: int, msn: int, original: int, *, repeated: bool = False) -> None:
         """An ATOMIC ACKNOWLEDGE with the value that was there before."""
         self.slots += not repeated
-        self._waiting.append(AtomicAnswer(psn, msn, original, not repeated))
+        self.waiting.append(AtomicAnswer(psn, msn, original, not repeated))
 
     def next_packet(self) -> tuple[bytes, bytes] | None:
         """BTH and rest of the oldest answer; None where none waits."""
-        if not self._waiting:
+        if not self.waiting:
             return None
-        answer = self._waiting[0]
+        answer = self.waiting[0]
         if isinstance(answer, tuple):
-            self._waiting.popleft()
+            self.waiting.popleft()
             psn, syndrome, msn = answer
             return BTH.pack(_ACKNOWLEDGE, 0, P_KEY_FULL, self._destination, psn), AETH.pack(syndrome << 24 | msn)
         if isinstance(answer, AtomicAnswer):
@@ -115,11 +115,11 @@ class Answers:
         return bth, b"".join((head, chunk, _ZEROS[pad]))
 
     def _refuse_rest(self, job: ReadJob) -> tuple[bytes, bytes]:
-        self._waiting.clear()  # nothing after a fatal NAK
+        self.waiting.clear()  # nothing after a fatal NAK
         self.dead_region = True
         bth = BTH.pack(_ACKNOWLEDGE, 0, P_KEY_FULL, self._destination, job.psn)
         return bth, AETH.pack(Syndrome.NAK_REMOTE_ACCESS << 24 | job.msn)
 
     def _done(self, holds_slot: bool) -> None:
-        self._waiting.popleft()
+        self.waiting.popleft()
         self.slots -= holds_slot

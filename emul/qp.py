@@ -408,6 +408,11 @@ class QueuePair:
             self.fail(None, EventType.QP_ACCESS_ERR)
         return self._flow.frame(*packet)
 
+    def may_have_more(self) -> bool:
+        """Whether asking for another frame is worth its while: a False is certain."""
+        responder, window = self._responder, self._window
+        return window.index < len(window.wqes) or (responder is not None and bool(responder.answers.waiting))
+
     def forget_flow(self) -> None:
         """The peer's MAC address changed: envelopes are built anew."""
         self._flow = None
