@@ -167,8 +167,8 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", name="compile")
 def compile_hot(session: nox.Session) -> None:
-    """Compiles the adapter's hot modules (same source, plain Python where there is no C compiler)."""
-    session.run(str(ensure_environment()), "-m", "emul.compile", external=True, success_codes=[0, EXIT_MACHINE])
+    """Compiles the hot modules of adapter and manager (same source; plain Python where there is no C compiler)."""
+    session.run(str(ensure_environment()), "-m", "ccm.compile", external=True, success_codes=[0, EXIT_MACHINE])
 
 
 @nox.session(venv_backend="none")
@@ -179,9 +179,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def nightly(session: nox.Session) -> None:
-    """Ten thousand schedules of random faults in the simulator, many seeds of each scenario there, and a million hostile
-    frames.
-    """
+    """Ten thousand schedules of random faults in the simulator, many seeds of each, a million hostile frames."""
     session.env.update({"LAB_SIM_SCHEDULES": "10000", "LAB_SIM_SEEDS": "100"})
     session.env.update({"LAB_FUZZ_FRAMES": "1000000", "LAB_FUZZ_ENTRIES": "300000", "LAB_FUZZ_WALKS": "2000"})
     pytest(session, "tests/sim", "tests/fuzz")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ccm.needs import Needs
 from ccm.reasons import Reason
@@ -92,7 +93,7 @@ class Session:
 class Client(ABC):
     """A user of the manager. Override what you need; `name` is what both sides know it by (1 ... 24 bytes)."""
 
-    name: str = ""
+    name: ClassVar[str] = ""
 
     def needs(self, partner: Partner) -> Needs | None:
         """What a session with `partner` needs; None for no session with it."""

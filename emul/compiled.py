@@ -1,7 +1,7 @@
 """Where compiled hot modules are, and when they may stand in for their sources.
 
-Optional, and never in the way: `python -m emul.compile` builds extension modules from the same sources, and `use` lets
-a package's modules come from there for as long as each source is byte for byte the one that was compiled. Without them,
+Optional, and never in the way: `emul.compile` builds extension modules from the same sources, and `use` lets a
+package's modules come from there for as long as each source is byte for byte the one that was compiled. Without them,
 after an edit, or with CCM_LAB_PLAIN=1, plain Python runs.
 """
 
@@ -16,10 +16,15 @@ from collections.abc import MutableSequence
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
-MODULES = (
-    "adapter", "answers", "clock", "completer", "congestion", "neighbours", "node_memory", "qp", "queues", "regions",
-    "requester",
-    "responder", "vocabulary", "window", "wire/frame", "wire/icrc", "wire/psn",
+ROOT = PACKAGE.parent
+"""Where the packages lie side by side."""
+MODULES = tuple(
+    f"emul/{name}"
+    for name in (
+        "adapter", "answers", "clock", "completer", "congestion", "control", "firmware", "hardware_faults",
+        "host_context", "local", "memory", "neighbours", "node_memory", "port/packet", "port/xdp", "process", "qp",
+        "queues", "regions", "requester", "responder", "vocabulary", "window", "wire/frame", "wire/icrc", "wire/psn",
+    )
 )  # fmt: skip
 """What runs for each packet, and the values that it handles. All or none: they call each other without looking."""
 BUILT = PACKAGE / "_compiled" / str(sys.implementation.cache_tag)
@@ -27,9 +32,9 @@ MANIFEST = BUILT / "made-from.json"
 PLAIN_VARIABLE = "CCM_LAB_PLAIN"
 
 
-def fingerprints() -> dict[str, str]:
-    """Each hot module's digest as its source is now."""
-    return {name: hashlib.sha256((PACKAGE / f"{name}.py").read_bytes()).hexdigest() for name in MODULES}
+def fingerprints(modules: tuple[str, ...], root: Path = ROOT) -> dict[str, str]:
+    """Each module's digest as its source is now. Raises OSError where one is missing."""
+    return {name: hashlib.sha256((root / f"{name}.py").read_bytes()).hexdigest() for name in modules}
 
 
 @functools.cache
@@ -39,16 +44,17 @@ def is_current() -> bool:
         return False
     try:
         known: object = json.loads(MANIFEST.read_text())
-        return known == fingerprints()
+        return isinstance(known, dict) and bool(known) and known == fingerprints(tuple(known))
     except (OSError, ValueError):
         return False
 
 
 def use(package: str, package_path: MutableSequence[str]) -> bool:
     """Lets modules of `package` come from the compiled ones, where these are current; whether they are."""
-    if not is_current():
+    place = BUILT.joinpath(*package.split("."))
+    if not is_current() or not place.is_dir():
         return False
-    package_path.insert(0, str(BUILT.joinpath(*package.split("."))))
+    package_path.insert(0, str(place))
     if str(BUILT) not in sys.path:
         sys.path.append(str(BUILT))  # the shared library that all of them load by name
     return True

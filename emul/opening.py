@@ -123,7 +123,7 @@ def start(
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, *os.environ.get("PYTHONPATH", "").split(":")])}
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "emul.process", str(place)],
+            [sys.executable, "-m", "emul", str(place)],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[writing], env=environment,
             start_new_session=True,  # an interrupt from the keyboard is for the program alone
         )  # fmt: skip

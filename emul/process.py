@@ -473,7 +473,3 @@ def _int(value: object) -> int:
     if not isinstance(value, int):
         raise ValueError(f"expected a number, got {value!r}")
     return value
-
-
-if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
+from typing import ClassVar
 
 from ccm.client import Client, Partner, Session
 from ccm.clients.observer import Observer
@@ -30,7 +31,7 @@ Delivered = Callable[[Session, int, bytes, Instant], None]
 class Echo(Client):
     """One echo client; `on_delivered` (session, sequence, message, now) is told of a message before it is answered."""
 
-    name = "echo"
+    name: ClassVar[str] = "echo"
 
     def __init__(self, on_delivered: Delivered | None = None) -> None:
         self.observers: dict[int, Observer] = {}

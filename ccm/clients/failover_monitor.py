@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ccm.client import Client, Partner
 from ccm.needs import Needs
@@ -33,7 +34,7 @@ class View:
 class FailoverMonitor(Client):
     """Reports (partner, word, status) to `report`: "stage", "incarnation", "stalled" or "beating"."""
 
-    name = "failover-monitor"
+    name: ClassVar[str] = "failover-monitor"
 
     def __init__(self, report: Callable[[Partner, str, BootStatus], None] | None = None) -> None:
         self.views: dict[int, View] = {}

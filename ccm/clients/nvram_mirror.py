@@ -8,6 +8,7 @@ the same offset; it is committed when both are done, and commits come in the ord
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 from ccm.client import Client, Partner, Region, Session
 from ccm.clients.observer import Observer
@@ -30,7 +31,7 @@ def ring_neighbours(node_id: int, others: Iterable[int]) -> tuple[int, int]:
 class NvramMirror(Client):
     """Mirrors the first half of `nvram`."""
 
-    name = "nvram-mirror"
+    name: ClassVar[str] = "nvram-mirror"
 
     def __init__(self, nvram: Memory, node_id: int, others: Iterable[int], observer: Observer | None = None) -> None:
         self.half_bytes = nvram.length // 2

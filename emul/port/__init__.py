@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from emul import compiled as _compiled
+
+_compiled.use(__name__, __path__)
+
 FRAMES_PER_TURN_MAX = 64
 """How many frames one call of `receive` hands over at the most: bounds the time away from doorbells and timers."""
 

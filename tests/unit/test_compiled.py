@@ -19,20 +19,24 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(compiled, "BUILT", tmp_path)
     monkeypatch.setattr(compiled, "MANIFEST", tmp_path / "made-from.json")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "made-from.json").write_text(json.dumps(compiled.fingerprints()))
+    (tmp_path / "made-from.json").write_text(json.dumps(compiled.fingerprints(compiled.MODULES)))
     compiled.is_current.cache_clear()
     yield tmp_path
     compiled.is_current.cache_clear()
 
 
 def test_modules_made_from_the_sources_come_first(built: Path) -> None:
+    (built / "emul" / "wire").mkdir(parents=True)
     path = ["/sources/emul/wire"]
     assert compiled.use("emul.wire", path)
     assert path == [str(built / "emul" / "wire"), "/sources/emul/wire"]
     assert str(built) in sys.path
 
 
-@pytest.mark.parametrize("manifest", ["", "[]", "not JSON", '{"adapter": "of another source"}'])
+MANIFESTS = ("", "[]", "{}", "not JSON", '{"emul/adapter": "of another source"}', '{"emul/gone": ""}')
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS)
 def test_after_an_edit_plain_python_runs(built: Path, manifest: str) -> None:
     (built / "made-from.json").write_text(manifest)
     path = ["/sources/emul"]
@@ -50,5 +54,14 @@ def test_plain_python_can_be_asked_for(built: Path, monkeypatch: pytest.MonkeyPa
     assert not compiled.is_current()
 
 
+def test_a_package_that_was_not_compiled_with_the_others_stays_plain(built: Path) -> None:
+    path = ["/sources/ccm"]
+    assert not compiled.use("ccm", path)
+    assert path == ["/sources/ccm"]
+
+
 def test_every_hot_module_exists() -> None:
-    assert all((compiled.PACKAGE / f"{name}.py").is_file() for name in compiled.MODULES)
+    from ccm.compile import MODULES
+
+    for name in (*compiled.MODULES, *MODULES):
+        assert (compiled.ROOT / f"{name}.py").is_file(), name

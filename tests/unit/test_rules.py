@@ -16,6 +16,7 @@ PACKAGES = ("emul", "ccm", "lab")
 
 IMPURE = (
     "emul.cm_wait",
+    "emul.__main__",
     "emul.compile",
     "emul.compiled",
     "emul.control",
@@ -47,6 +48,7 @@ PURE_IN_LAB = (
 )
 CCM_SHELL = (
     "ccm.adapter_port",
+    "ccm.compile",
     "ccm.client",
     "ccm.clients",
     "ccm.driver",
@@ -58,7 +60,7 @@ CCM_SHELL = (
     "ccm.workload",
 )
 """What stands between the manager's core and an adapter; the core knows CORE_MAY_KNOW alone."""
-CORE_MAY_KNOW = ("emul.clock", "emul.vocabulary")
+CORE_MAY_KNOW = ("emul.clock", "emul.vocabulary", "emul.compiled")
 MANAGER_LEDGER = ("ccm.session", "ccm.sessions", "ccm.ledger", "ccm.path", "ccm.pathset", "ccm.stream", "ccm.lanes")
 QUEUE_PAIR_PARTS = ("emul.requester", "emul.responder", "emul.completer")
 HOME_OF_LIBRARY = {

@@ -1,0 +1,22 @@
+"""Compiles the hot modules of manager and adapter together: `python -m ccm.compile` (see `emul.compiled`)."""
+
+from __future__ import annotations
+
+import sys
+
+from emul.compile import main
+from emul.compiled import MODULES as ADAPTER_MODULES
+
+MODULES = tuple(
+    f"ccm/{name}"
+    for name in (
+        "actions", "adapter_port", "clients/load", "clients/nvram_mirror", "driver/chores", "driver/driver",
+        "driver/notes", "driver/peers", "driver/sessions", "driver/wiring", "events", "exchange", "failover",
+        "handshake", "history", "lanes", "liveness", "manager", "pairing", "path", "pathset", "peer_link", "peering",
+        "publisher", "session", "sessions", "settling", "stream",
+    )
+)  # fmt: skip
+"""What runs for each write, probe and event of a session."""
+
+if __name__ == "__main__":
+    sys.exit(main((*ADAPTER_MODULES, *MODULES)))
