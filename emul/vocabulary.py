@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
-from typing import NamedTuple, NewType
+from typing import NamedTuple, NewType, TypeVar
 
 Psn = NewType("Psn", int)
 """Packet sequence number, 24 bits, modulo arithmetic in `emul.wire.psn`."""
@@ -16,6 +16,18 @@ Qpn = NewType("Qpn", int)
 """Queue pair number, 24 bits; 0 and 1 are the management queue pairs."""
 Rkey = NewType("Rkey", int)
 """Remote key of a memory region, 32 bits."""
+
+
+T = TypeVar("T")
+
+
+def users_own(kind: type[T]) -> type[T]:
+    """Marks values that programs fill in as they like, plain numbers included.
+
+    A class with a decorator of its own stays an ordinary one also where this module is compiled, and takes a number where
+    an enumeration is due, which a compiled one refuses. What verbs make of it is checked there.
+    """
+    return kind
 
 
 class QPType(IntEnum):
@@ -190,6 +202,7 @@ class SGE:
     lkey: int
 
 
+@users_own
 @dataclass(slots=True)
 class SendWR:
     """A send work request, built as in pyverbs: constructor, then `set_wr_rdma` where the opcode needs it."""
@@ -228,6 +241,7 @@ class SendWR:
         self.imm_data = int(placement) | int(selectivity) << 4
 
 
+@users_own
 @dataclass(slots=True)
 class RecvWR:
     """A receive work request."""
@@ -258,6 +272,7 @@ class WC(NamedTuple):
     dlid_path_bits: int = 0
 
 
+@users_own
 @dataclass(slots=True)
 class QPCap:
     """Sizes of a queue pair."""
@@ -278,6 +293,7 @@ class GID:
     gid: str
 
 
+@users_own
 @dataclass(slots=True)
 class GlobalRoute:
     """Where a path leads."""
@@ -289,6 +305,7 @@ class GlobalRoute:
     traffic_class: int = 0
 
 
+@users_own
 @dataclass(slots=True)
 class AHAttr:
     """Address of the other end; over Ethernet only the global route counts, with or without `is_global`."""
@@ -302,6 +319,7 @@ class AHAttr:
     gr: GlobalRoute | None = None
 
 
+@users_own
 @dataclass(slots=True)
 class QPAttr:
     """Attributes of a queue pair, as `modify_qp` takes and `query_qp` gives them.

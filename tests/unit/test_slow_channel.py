@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from errno import EBUSY, EINVAL, EMFILE, ENOENT
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emul.host_context import _HANDLERS
+from emul.host_context import _HANDLERS, EVENTS_MAX
 from emul.memory import Memory
 from emul.verbs.wr import SGE, SendWR
-from emul.vocabulary import WCStatus, WROpcode
+from emul.vocabulary import AsyncEvent, EventType, WCStatus, WROpcode
 from tests.helpers.adapters import AdapterPair, Party, connect_by_hand
 
 NAMES = (
@@ -68,3 +69,60 @@ def test_any_request_is_answered_and_a_connection_beside_it_works_on(
     context = a.context
     context.attach(2)  # what all that opened goes with the next incarnation
     assert not any(context.resources().values())
+
+
+class Host:
+    """A host that speaks the slow verbs itself, without the manners of `emul.verbs`."""
+
+    def __init__(self, pair: AdapterPair) -> None:
+        self.pair = pair
+
+    def ask(self, op: str, *memories: Memory, **fields: object) -> dict[str, Any]:
+        reply, _ = self.pair.adapters[0].execute({"op": op, **fields}, list(memories), now=self.pair.now)
+        return reply
+
+
+def test_what_is_in_use_is_not_given_back_before_what_uses_it() -> None:
+    pair = AdapterPair()
+    host = Host(pair)
+    pd, channel = host.ask("alloc_pd")["pd"], host.ask("create_comp_channel")["channel"]
+    cq, srq = host.ask("create_cq", cqe=4, channel=channel)["cq"], host.ask("create_srq", pd=pd, max_wr=4)["srq"]
+    sizes = {"max_send_wr": 2, "max_recv_wr": 2}
+    qp = host.ask("create_qp", pd=pd, send_cq=cq, recv_cq=cq, srq=srq, **sizes)["qp_num"]
+    for op, fields, words in (
+        ("dealloc_pd", {"pd": pd}, "still has"), ("destroy_cq", {"cq": cq}, "still has queue pairs"),
+        ("destroy_srq", {"srq": srq}, "still has queue pairs"),
+        ("destroy_comp_channel", {"channel": channel}, "still has completion queues"),
+    ):  # fmt: skip
+        reply = host.ask(op, **fields)
+        assert (reply["errno"], words in reply["message"]) == (EBUSY, True)
+    assert host.ask("create_qp", pd=pd, send_cq=cq, recv_cq=99, **sizes)["errno"] == ENOENT
+    assert host.ask("dereg_mr", lkey=5)["errno"] == ENOENT
+    assert host.ask("reg_mr", Memory.plain(8), pd=pd, access=1, offset=4, length=8)["errno"] == EINVAL
+    assert "message" in host.ask("modify_qp", qp_num=qp, qp_state=2, port_num=1)  # no global route
+    pair.contexts[0].attach(2)
+    assert not any(pair.contexts[0].resources().values())
+
+
+def test_a_channel_without_a_bell_leaves_nothing_behind() -> None:
+    pair = AdapterPair()
+    host = pair.adapters[0].host
+    assert host is not None
+    released: list[Memory] = []
+
+    def no_bell() -> Memory:
+        raise OSError(EMFILE, "too many")
+
+    host._make_bell, host._release = no_bell, released.append
+    assert Host(pair).ask("create_comp_channel") == {"errno": EMFILE, "message": "create_comp_channel: too many"}
+    assert (len(released), host.resources()["comp_channel"]) == (1, 0)
+
+
+def test_a_flood_of_events_is_bounded_and_counted() -> None:
+    pair = AdapterPair()
+    host = pair.adapters[0].host
+    assert host is not None
+    for number in range(EVENTS_MAX + 10):
+        host.tell(AsyncEvent(EventType.EXCHANGE_WRITTEN, number))
+    host.tell(AsyncEvent(EventType.EXCHANGE_WRITTEN, 0))  # one that waits already
+    assert (len(host.events), host.events_dropped) == (EVENTS_MAX, 10)

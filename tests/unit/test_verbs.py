@@ -156,6 +156,21 @@ def test_nothing_is_sent_before_rts() -> None:
     refused(EINVAL, "sends nothing in RESET", a.qp.post_send, SendWR(1, e.IBV_WR_SEND, 1, 0, [a.piece(8)]))
 
 
+def test_plain_numbers_do_where_enumerations_are_due() -> None:
+    pair = AdapterPair()
+    a, b = (Player(context) for context in pair.contexts)
+    for player, other, address in ((a, b, pair.address(1)), (b, a, pair.address(0))):
+        attr = QPAttr(qp_state=1)  # type: ignore[arg-type]
+        attr.path_mtu, attr.qp_access_flags = 3, 7  # type: ignore[assignment]
+        attr.dest_qp_num = other.qp.qp_num
+        attr.ah_attr = AHAttr(gr=GlobalRoute(dgid=GID(address)), is_global=1)
+        player.qp.to_rts(attr)
+    b.qp.post_recv(RecvWR(1, 1, [b.piece(8)]))
+    a.qp.post_send(SendWR(1, 2, 1, 0, [a.piece(8)], 2))  # type: ignore[arg-type]
+    pair.settle()
+    assert b.cq.poll()[1][0].status == 0
+
+
 # -- attributes -------------------------------------------------------------------------------------------------------
 
 
