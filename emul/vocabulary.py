@@ -24,8 +24,8 @@ T = TypeVar("T")
 def users_own(kind: type[T]) -> type[T]:
     """Marks values that programs fill in as they like, plain numbers included.
 
-    A class with a decorator of its own stays an ordinary one also where this module is compiled, and takes a number where
-    an enumeration is due, which a compiled one refuses. What verbs make of it is checked there.
+    A class with a decorator of its own stays an ordinary one also where this module is compiled, and takes a number
+    where an enumeration is due, which a compiled one refuses. What verbs make of it is checked there.
     """
     return kind
 
