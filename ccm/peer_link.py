@@ -135,6 +135,8 @@ class PeerLink:
             self._on_reply(event.private_data, fence_epoch)
         elif event.kind is CmEventType.REJECTED:
             self._on_rejected(event)
+        elif event.kind is CmEventType.CONNECT_ERROR:
+            self._refuse(Reason.VERBS_FAILED, f"the connection could not be made here, reason {event.reason}")
         elif event.kind is CmEventType.UNREACHABLE:
             self._refuse(Reason.UNREACHABLE, "no answer to the connection request")
         elif event.kind is CmEventType.DISCONNECTED:

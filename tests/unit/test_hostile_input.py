@@ -157,3 +157,38 @@ def test_a_slow_verb_that_makes_no_sense_is_refused_with_a_sentence(request_: di
     assert isinstance(reply["errno"], int)
     assert reply["message"]
     assert not any(pair.contexts[0].resources().values())
+
+
+def test_mutants_of_connection_management_kill_nothing_and_connections_are_made_all_the_same() -> None:
+    """MADs as they are and with bytes changed, with foreign Q_Keys and senders; the ICRC is made right again."""
+    from emul.cm import CmEventType
+    from emul.wire.icrc import icrc
+    from tests.unit.test_cm_stories import connected
+
+    pair = AdapterPair()
+    server, _accepted, client, calling = connected(pair)
+    calling.disconnect()
+    assert client.kinds(MILLISECOND * 5) == [CmEventType.DISCONNECTED]
+    mads = [seen for seen in pair.seen if seen.opcode == 0x64]
+    assert {int.from_bytes(seen.frame[78:80], "big") for seen in mads} >= {0x10, 0x13, 0x14, 0x15, 0x16}
+    chance = random.Random(5)
+    for _ in range(MUTATIONS):
+        seen = chance.choice(mads)
+        frame = bytearray(seen.frame)
+        for _ in range(chance.randrange(4)):
+            frame[chance.randrange(42, len(frame) - 4)] = chance.randrange(256)
+        if chance.random() < 0.1:
+            frame[54:58] = chance.randbytes(4)
+        frame[-4:] = icrc(bytes(frame[14:-4]))
+        pair.adapters[1 - seen.sender].on_frame(bytes(frame), now=pair.now)
+        pair.adapters[1 - seen.sender].poll_transmit(now=pair.now)
+    counters = [adapter.counters() for adapter in pair.adapters]
+    assert all(each["rx_bad_mad"] > 0 and each["cm_ignored"] > 0 for each in counters)
+    assert all(each["cm_connections"] < 1024 for each in counters)
+    pair.settle(span_ns=20_000 * MILLISECOND)
+    assert [adapter.counters()["cm_connections"] for adapter in pair.adapters] == [0, 0]
+    server.kinds(), client.kinds()
+    client.caller().connect()
+    pair.settle(span_ns=5 * MILLISECOND)
+    server.next().id.accept()
+    assert client.kinds() == [CmEventType.ESTABLISHED]

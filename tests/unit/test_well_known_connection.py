@@ -6,6 +6,7 @@ import pytest
 
 from emul.clock import MILLISECOND, SECOND
 from emul.cm import CmEventType, CmId
+from emul.errors import RDMAError
 from emul.node_memory import BootStatus, Stage, fence_slot
 from emul.vocabulary import SGE, AsyncEvent, EventType, QPAttr, RecvWR, SendWR, WCStatus, WROpcode
 from emul.wellknown import (
@@ -16,6 +17,7 @@ from emul.wellknown import (
     ConnectReply,
     ConnectRequest,
     FirmwareMessage,
+    VersionRefusal,
     proof,
 )
 from emul.wire.headers import Opcode
@@ -270,3 +272,56 @@ def test_parting_takes_everything_back() -> None:
     pair.settle(span_ns=3 * SECOND)
     assert pair.adapters[1].counters()["firmware_links"] == 0
     assert len(pair.adapters[1].regions) == 0
+
+
+@pytest.mark.parametrize("kind", [ConnectRequest, ConnectReply, FirmwareMessage, VersionRefusal])
+def test_bytes_that_are_no_message_of_the_well_known_service_are_none(
+    kind: type[ConnectRequest | ConnectReply | FirmwareMessage | VersionRefusal],
+) -> None:
+    assert kind.parse(b"") is None
+    assert kind.parse(bytes(7)) is None
+    assert kind.parse(bytes(120)) is None
+
+
+@pytest.mark.parametrize(
+    "text", [b"nonsense", FirmwareMessage(99, 0, 1, 1).emit(), FirmwareMessage(1, 200, 1, 1).emit()]
+)
+def test_a_message_that_means_nothing_to_the_firmware_is_counted_and_changes_nothing(text: bytes) -> None:
+    pair = AdapterPair()
+    caller = connected(pair)
+    mr = caller.party.mr
+    mr.write(text, len(text), 2000)
+    caller.party.qp.post_send(SendWR(51, WROpcode.SEND, num_sge=1, sg=[SGE(mr.buf + 2000, len(text), mr.lkey)]))
+    pair.settle(span_ns=20 * MILLISECOND)
+    assert caller.party.statuses() == [WCStatus.SUCCESS]
+    assert pair.adapters[1].counters()["firmware_refused"] == 1
+    assert isinstance(caller.read_status(), BootStatus)
+
+
+def test_a_partner_that_calls_through_rdma_cms_port_space_is_heard_with_and_without_its_header() -> None:
+    """The header is the caller's adapter's doing: what the firmware reads is behind it, or at the beginning."""
+    from emul.wire.mad import RDMA_CM_HEADER_BYTES, RdmaCmHeader, Req, gid_of
+
+    pair = AdapterPair()
+    firmware = pair.adapters[1]._firmware
+    request = ConnectRequest(1, 0, 1, CHALLENGE).emit()
+    header = RdmaCmHeader(5, bytes(4), bytes(4)).emit()
+    assert len(header) == RDMA_CM_HEADER_BYTES
+    for number, private in enumerate((request, header + request)):
+        req = Req(1, SERVICE_ID, 0x99, 0, gid_of("10.77.0.1"), gid_of("10.77.0.2"), 3, private_data=private)
+        assert hasattr(firmware.on_request(number, req, b"\x0a\x4d\x00\x01", now=pair.now), "qpn")
+    assert not firmware.on_established(99, b"", now=pair.now)
+    firmware.on_ended(99)  # is not missed
+
+
+def test_a_caller_that_does_not_agree_with_the_reply_leaves_nothing_behind() -> None:
+    pair = AdapterPair()
+    caller = Caller(pair)
+    assert caller.call() == [CmEventType.REPLY]
+    caller.cm.reject(b"not the one I meant")
+    assert caller.events() == []
+    assert pair.adapters[1].counters()["firmware_links"] == 0
+    with pytest.raises(RDMAError, match="no reply to agree with"):
+        caller.cm.establish()
+    caller.cm.close()
+    caller.cm.close()
