@@ -14,8 +14,8 @@ from ccm.adapter_port import AdapterPort
 from ccm.client import Client, Region, Session
 from ccm.exchange import LaneEntry, ViAddress
 from ccm.needs import Needs
-from ccm.stream import MESSAGE_HEADER
-from emul.clock import Instant
+from ccm.stream import MESSAGE_HEADER, Stream
+from emul.clock import SECOND, Instant
 from emul.verbs import MR, QP, QPInitAttr
 from emul.vocabulary import (
     GID,
@@ -50,6 +50,10 @@ QUEUE_SPARE = 16
 """Room in the send queue for requests that completed and are not retired yet."""
 
 
+REQUEST_MAX_NS = 2 * SECOND
+"""An adapter completes each request before, well or not: its retries end after 537 ms."""
+
+
 class PathLife:
     """When something last completed on a path's virtual interfaces (shared by all of them)."""
 
@@ -76,7 +80,7 @@ class LaneOwner(Protocol):
 class ViLane:
     """One virtual interface (`ccm.stream.Lane`)."""
 
-    __slots__ = ("_client", "_index", "_lanes", "_receives", "_send_slots", "_stream", "lkey", "post_write", "psn", "qp", "rkey", "source", "target")  # fmt: skip  # noqa: E501
+    __slots__ = ("_client", "_index", "_lanes", "_oldest", "_oldest_since", "_receives", "_send_slots", "_stream", "lkey", "post_write", "psn", "qp", "rkey", "source", "target")  # fmt: skip  # noqa: E501
 
     def __init__(self, lanes: Lanes, index: int, qp: QP, psn: int) -> None:
         self._lanes = lanes
@@ -92,6 +96,10 @@ class ViLane:
         self.rkey = 0
         self._receives: list[RecvWR] = []
         self._send_slots = 0
+        self._oldest = 0
+        """Sequence of the oldest request when `is_stuck` was last asked, ..."""
+        self._oldest_since = Instant(0)
+        """... and when it was first found to be that."""
 
     def prepare_messages(self, base: int, depth: int) -> None:
         """Posts the receives. From `base` of the message region on: `depth` send slots, then the receive buffers."""
@@ -114,6 +122,14 @@ class ViLane:
         mr.write(MESSAGE_HEADER.pack(session.epoch, len(data), number) + data, length, offset)
         piece = SGE(mr.buf + offset, length, mr.lkey)
         self.qp.post_send(SendWR(sequence, WROpcode.SEND, 1, 0, [piece], SendFlags.SIGNALED))
+
+    def is_stuck(self, stream: Stream, now: Instant) -> bool:
+        """Whether the oldest request on this lane should long have completed; to be asked now and then."""
+        carried = stream.lane is self or (stream.former is self and not stream.drained)
+        oldest = stream.entries[0][0] if carried and stream.entries else 0
+        if oldest != self._oldest:
+            self._oldest, self._oldest_since = oldest, now
+        return bool(oldest) and now - self._oldest_since > REQUEST_MAX_NS
 
     def on_completion(self, completion: WC, now: Instant) -> None:
         """One completion of this queue pair."""

@@ -22,12 +22,14 @@ from collections.abc import Callable, Mapping
 from errno import EACCES, EINVAL, EOPNOTSUPP, ETIMEDOUT
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from emul.adapter import Adapter
 from emul.clock import Instant
 from emul.control import receive_message, send_message
 from emul.errors import DeviceGone, RDMAError
+
+if TYPE_CHECKING:
+    from emul.adapter import Adapter
 
 CONNECTIONS_MAX = 8
 """Open at once; beyond them the oldest is closed."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from emul.fault_kinds import KINDS, FaultKind, FaultParameter, Figure
 from lab.parameters import Parameter, ParameterKind
 
 WORLDS = ("sim", "netns", "docker")
@@ -38,6 +39,26 @@ class Fault:
     """Whether it lasts and can be undone (so that a step may say `for`)."""
     parameters: tuple[Parameter, ...] = ()
     worlds: tuple[str, ...] = WORLDS
+
+
+_FIGURES = {
+    Figure.DURATION: ParameterKind.DURATION,
+    Figure.NUMBER: ParameterKind.NUMBER,
+    Figure.PROBABILITY: ParameterKind.PROBABILITY,
+    Figure.WORD: ParameterKind.WORD,
+    Figure.QUEUE_PAIRS: ParameterKind.QUEUE_PAIRS,
+}
+
+
+def _parameter(given: FaultParameter) -> Parameter:
+    return Parameter(
+        given.name, _FIGURES[given.figure], given.help, given.required, given.words, given.least, given.most
+    )
+
+
+def _in_adapter(kind: FaultKind) -> Fault:
+    parameters = tuple(_parameter(each) for each in kind.parameters)
+    return Fault(f"adapter.{kind.name}", Target.PORT, kind.help, kind.lasting, parameters)
 
 
 _FROM = Parameter("from", ParameterKind.END, "frames that come from this end alone")
@@ -79,5 +100,9 @@ _FAULTS = (
         "the adapter loses its queue pairs and registrations, and comes back by itself",
         undone=False,
     ),
+    Fault("adapter.port_up", Target.PORT, "a port that adapter.port_down switched off comes up again", undone=False),
+    *(_in_adapter(kind) for kind in KINDS.values()),
 )
+HARDWARE_FAULTS = {f"adapter.{name}": name for name in KINDS}
+"""Faults that the adapter itself does, and their names there (emul.fault_kinds)."""
 FAULTS: dict[str, Fault] = {fault.name: fault for fault in _FAULTS}

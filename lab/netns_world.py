@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from ccm.history import HEADER_BYTES, RECORD_BYTES, RECORDS_MAX
 from emul.clock import MILLISECOND
+from emul.errors import DeviceGone, RDMAError
 from emul.memory import Memory
 from emul.node_memory import FENCES_OFFSET
 from lab.errors import LabError
 from lab.fabric.client import Fabric, HostSilent
 from lab.injector.rules import FORGING
 from lab.plan import Plan
-from lab.world import Firing, HostUnreachable, PlannedFault, rule_cables, rule_of
+from lab.world import Firing, HostUnreachable, PlannedFault, cable_at, firing_of, rule_cables, rule_of
 
 if TYPE_CHECKING:
+    from emul.service_port import ServicePort
     from lab.capture.session import CableCaptures, Comment
     from lab.wire.analyzer import Report
 
@@ -51,6 +53,8 @@ class NetnsWorld:
         self._rules: dict[int, int] = {}
         """Fault id to the id of its rule."""
         self._firings: dict[int, Firing] = {}
+        self._hardware: dict[int, str] = {}
+        """Hardware faults by number: in which adapter."""
         self._events_seen = 0
         self._pids: list[int] = []
         self.wire = wire
@@ -217,7 +221,10 @@ class NetnsWorld:
                 lambda f: self.fabric.start_adapter(*_port(f)),
             ),
             "adapter.reset": (self._reset_adapter, lambda f: time.monotonic_ns()),
+            "adapter.port_up": (self._switch_port_on, lambda f: time.monotonic_ns()),
         }
+        if fault.in_adapter is not None:
+            return self._inject_hardware, self._heal_hardware
         if fault.kind not in doings:
             raise LabError(f"the world {self.name} can't do {fault.kind}")
         return doings[fault.kind]
@@ -243,6 +250,73 @@ class NetnsWorld:
         self.fabric.start_adapter(*_port(fault))
         return at
 
+    def _service(self, target: str) -> ServicePort | None:
+        """The service port of an adapter; None for one that is dead."""
+        from emul.service_port import ServicePort  # a run without such faults needn't wait for its imports
+
+        node, _, adapter = target.partition(".")
+        try:
+            return ServicePort(self.fabric.node_directory(node) / f"{adapter}.svc")
+        except DeviceGone:
+            return None
+
+    def _inject_hardware(self, fault: PlannedFault) -> int:
+        """A fault that the adapter does itself; a dead one has nothing to fail."""
+        target, name = _target(fault), fault.in_adapter
+        assert name is not None
+        port, at = self._service(target), time.monotonic_ns()
+        if port is None:
+            return at
+        with port:
+            self._hardware[fault.id] = target
+            self._note_firing(
+                fault.id, port.inject(name, fault.step.parameters, number=fault.id, seed=self._seed)
+            )
+        cable = cable_at(self._plan, target)
+        if name == "port_down" and cable is not None:
+            self.fabric.cut(cable)  # a port that is switched off sends no light
+        return at
+
+    def _heal_hardware(self, fault: PlannedFault) -> int:
+        return self._heal_number(fault.id, _target(fault))
+
+    def _heal_number(self, number: int, target: str) -> int:
+        port, at = self._service(target), time.monotonic_ns()
+        if port is None:
+            return at
+        with port, suppress(RDMAError):  # a new adapter has not heard of the fault of the one before
+            for report in port.heal(number):
+                self._note_firing(number, report)
+                cable = cable_at(self._plan, target)
+                if report["fault"] == "port_down" and cable is not None:
+                    self.fabric.restore(cable)
+        return at
+
+    def _switch_port_on(self, fault: PlannedFault) -> int:
+        target, at = _target(fault), time.monotonic_ns()
+        port = self._service(target)
+        if port is not None:
+            with port:
+                off = [int(report["id"]) for report in port.faults() if report["fault"] == "port_down"]
+            for number in off:
+                self._heal_number(number, target)
+        return at
+
+    def _note_firing(self, number: int, report: Mapping[str, object]) -> None:
+        firing = firing_of(report)
+        if firing is not None:
+            self._firings[number] = firing
+
+    def _ask_hardware(self) -> None:
+        """What the adapters' faults have met so far."""
+        for target in sorted(set(self._hardware.values())):
+            port = self._service(target)
+            if port is None:
+                continue
+            with port:
+                for report in port.faults():
+                    self._note_firing(int(report["id"]), report)
+
     def arm(self, faults: list[PlannedFault]) -> None:
         """Leads the cables concerned through the injector, with one rule for each fault."""
         for fault in faults:
@@ -251,8 +325,12 @@ class NetnsWorld:
             self._rules[fault.id] = self.fabric.arm(cables, [rule], seed=self._seed)[0]
 
     def fired(self) -> Mapping[int, Firing]:
-        """Reads the injector's new events."""
-        if not self._rules or self._fabric is None:
+        """Reads the injector's new events, and what the adapters tell of their faults."""
+        if self._fabric is None:
+            return self._firings
+        if self._hardware:
+            self._ask_hardware()
+        if not self._rules:
             return self._firings
         counts, events = self._fabric.fired(self._events_seen)
         by_rule = {rule: fault for fault, rule in self._rules.items()}

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from emul.fault_kinds import ROLES, check_queue_pairs
 from lab import units
+from lab.errors import did_you_mean
 
 COUNT_MAX = 1_000_000
 
@@ -24,6 +26,12 @@ class ParameterKind(Enum):
     """Above 0, at most 1."""
     END = "end"
     """The node or switch at one end of the target cable."""
+    NUMBER = "number"
+    """A whole number between the parameter's own bounds."""
+    WORD = "word"
+    """One of the parameter's words."""
+    QUEUE_PAIRS = "queue pairs"
+    """A role of queue pairs, or a queue pair's number."""
 
 
 _SUFFIX = {ParameterKind.DURATION: "_ns", ParameterKind.SIZE: "_bytes"}
@@ -37,6 +45,9 @@ class Parameter:
     kind: ParameterKind
     help: str
     required: bool = False
+    words: tuple[str, ...] = ()
+    least: int = 1
+    most: int = COUNT_MAX
 
     @property
     def key(self) -> str:
@@ -45,18 +56,47 @@ class Parameter:
 
     def parse(self, value: object) -> int | float | str:
         """The value in the unit of `key`. Raises ValueError with what was expected and found."""
+        if self.kind is ParameterKind.NUMBER:
+            return _whole(value, self.least, self.most)
+        if self.kind is ParameterKind.WORD:
+            return _word(value, self.words)
         return _PARSERS[self.kind](value)
 
     def schema(self) -> dict[str, object]:
         """JSON Schema of the value."""
-        return {**_SCHEMAS[self.kind], "description": self.help}
+        own: dict[str, object] = {}
+        if self.kind is ParameterKind.NUMBER:
+            own = {"minimum": self.least, "maximum": self.most}
+        elif self.kind is ParameterKind.WORD:
+            own = {"enum": list(self.words)}
+        return {**_SCHEMAS[self.kind], **own, "description": self.help}
 
 
 def parse_count(value: object) -> int:
     """A whole number, 1 ... COUNT_MAX. Raises ValueError."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= COUNT_MAX:
-        raise ValueError(f"expected a whole number, 1 to {COUNT_MAX}, found {units.found(value)}")
+    return _whole(value, 1, COUNT_MAX)
+
+
+def _whole(value: object, least: int, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"expected a whole number, {least} to {most}, found {units.found(value)}")
     return value
+
+
+def _word(value: object, words: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in words:
+        hint = did_you_mean(value, words) if isinstance(value, str) else ""
+        raise ValueError(f"expected {' or '.join(words)}, found {units.found(value)}{hint}")
+    return value
+
+
+def _queue_pairs(value: object) -> int | str:
+    try:
+        return check_queue_pairs(value)
+    except ValueError:
+        expected = f"{', '.join(ROLES)} or a queue pair's number"
+        hint = did_you_mean(value, ROLES) if isinstance(value, str) else ""
+        raise ValueError(f"expected {expected}, found {units.found(value)}{hint}") from None
 
 
 def _probability(value: object) -> float:
@@ -77,6 +117,7 @@ _PARSERS: dict[ParameterKind, Callable[[object], int | float | str]] = {
     ParameterKind.COUNT: parse_count,
     ParameterKind.PROBABILITY: _probability,
     ParameterKind.END: _end,
+    ParameterKind.QUEUE_PAIRS: _queue_pairs,
 }
 _SCHEMAS: dict[ParameterKind, dict[str, object]] = {
     ParameterKind.DURATION: {"type": ["string", "integer"], "pattern": units.DURATION_PATTERN, "maximum": 0},
@@ -84,4 +125,7 @@ _SCHEMAS: dict[ParameterKind, dict[str, object]] = {
     ParameterKind.COUNT: {"type": "integer", "minimum": 1, "maximum": COUNT_MAX},
     ParameterKind.PROBABILITY: {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
     ParameterKind.END: {"type": "string"},
+    ParameterKind.NUMBER: {"type": "integer"},
+    ParameterKind.WORD: {"type": "string"},
+    ParameterKind.QUEUE_PAIRS: {"anyOf": [{"enum": list(ROLES)}, {"type": "integer", "minimum": 1}]},
 }

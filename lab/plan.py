@@ -133,6 +133,7 @@ class Plan:
             "mac": port.mac_text,
             "wire": wire,
             "control": str(directory / f"{adapter}.sock"),
+            "service": str(directory / f"{adapter}.svc"),
             "node_memory": str(directory / "node.mem"),
             "nvram": str(directory / "nvram.img"),
             "nvram_bytes": self.topology.nodes[node].nvram_bytes,

@@ -119,7 +119,10 @@ class Schedule:
         for entry in self._entries:
             fault, reached = entry.fault, touched(self._plan, entry.fault)
             firing = fired.get(fault.id)
-            count = firing.count if firing is not None and fault.by_injector else int(entry.at is not None)
+            counted = fault.by_injector or fault.in_adapter is not None
+            count = int(entry.at is not None)
+            if counted and (firing is not None or fault.in_adapter is not None):
+                count = firing.count if firing is not None else 0
             records.append(
                 FaultRecord(
                     fault.id, fault.kind, fault.target_text(), entry.at, entry.cleared, count,

@@ -16,6 +16,7 @@ from lab.check.messages import ECHO_CLIENT, lost_messages
 from lab.check.mirror import MIRROR_CLIENT, lost_records
 from lab.check.recovery import Recovery, StreamNumbers, ms_after, percentile, recoveries, stream_numbers
 from lab.errors import EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS
+from lab.faults import HARDWARE_FAULTS
 from lab.runner import Outcome, Timings
 from lab.scenario import At, OnFrame, Scenario, Step
 
@@ -104,8 +105,12 @@ def _orderly(outcome: Outcome) -> CheckResult:
 
 
 def _fired(evidence: Evidence) -> CheckResult:
-    """Each fault of the schedule happened."""
-    silent = [f"{fault.kind} {fault.target}" for fault in evidence.faults if fault.at is None]
+    """Each fault of the schedule happened; a hardware fault also met something."""
+    silent = [
+        f"{fault.kind} {fault.target}"
+        for fault in evidence.faults
+        if fault.at is None or (fault.kind in HARDWARE_FAULTS and not fault.fired)
+    ]
     if silent:
         return CheckResult(
             "faults.fired", None, len(evidence.faults) - len(silent), f"never fired: {', '.join(silent)}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lab.check.evidence import PathEnd
-from lab.faults import FAULTS, Target
+from lab.faults import FAULTS, HARDWARE_FAULTS, Target
 from lab.plan import Plan
 from lab.scenario import OnFrame, Step
 
@@ -47,6 +47,11 @@ class PlannedFault:
     def by_injector(self) -> bool:
         """Whether a rule of the injector does it."""
         return self.step.fault in FRAME_ACTIONS
+
+    @property
+    def in_adapter(self) -> str | None:
+        """Its name in the adapter that does it, None for a fault that is done elsewhere."""
+        return HARDWARE_FAULTS.get(self.step.fault)
 
     @property
     def needs_arming(self) -> bool:
@@ -103,7 +108,7 @@ class World(Protocol):
         """Lets the injector watch for the triggers of these faults from now on."""
 
     def fired(self) -> Mapping[int, Firing]:
-        """By fault id: the rules that met frames so far."""
+        """By fault id: the rules that met frames so far, and the hardware faults that met something."""
 
     def host(self, node: str, request: Mapping[str, object]) -> dict[str, object]:
         """One request to a host's control interface and its answer. Raises HostUnreachable."""
@@ -180,6 +185,25 @@ def rule_cables(plan: Plan, fault: PlannedFault) -> list[str]:
         for path in plan.paths(source, target)
     }
     return sorted(crossed)
+
+
+def firing_of(report: Mapping[str, object]) -> Firing | None:
+    """What became of a hardware fault, from the adapter's report; None where it has met nothing."""
+    count, first, last = report.get("fired"), report.get("first_at"), report.get("last_at")
+    if not isinstance(count, int) or not count:
+        return None
+    at = report.get("at")
+    begun = first if isinstance(first, int) else at if isinstance(at, int) else 0
+    return Firing(count, begun, last if isinstance(last, int) else begun)
+
+
+def cable_at(plan: Plan, port: str) -> str | None:
+    """The cable that is plugged in at NODE.ADAPTER."""
+    node, _, adapter = port.partition(".")
+    for name, cable in plan.topology.cables.items():
+        if any((end.node, end.adapter) == (node, adapter) for end in cable.ends):
+            return name
+    return None
 
 
 def rule_of(plan: Plan, fault: PlannedFault) -> dict[str, object]:

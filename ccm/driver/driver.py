@@ -113,6 +113,7 @@ class Driver:
             if port is not None and not port.gone:
                 port.drain()  # what has come counts before anything is found late
         self._sessions.tell_life()
+        self._sessions.find_stuck()
         if self._reopen_at is not None and now >= self._reopen_at:
             self._reopen_ports()
         self.take_events(wiring.now)
@@ -281,7 +282,9 @@ class Driver:
                 epoch = self._wiring.node.fence_epoch(event.element)
                 self._wiring.tell(ev.FencedByPartner(partner, path, epoch))
         elif kind is EventType.CQ_ERR:
-            self._wiring.log("cq.overrun", {"adapter": index})
+            # Nothing more will ever complete there, and all queue pairs to come would use it too.
+            self._wiring.log("cq.lost", {"adapter": index})
+            self._lose_port(index)
 
     # events to the manager, its actions to the parts
 

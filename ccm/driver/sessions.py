@@ -13,10 +13,13 @@ from ccm.driver.wiring import Wiring
 from ccm.history import Kind
 from ccm.lanes import Lanes, PathLife
 from ccm.stream import Stream
-from emul.clock import Instant
+from emul.clock import MILLISECOND, Instant, after
 from emul.errors import RDMAError
 from emul.node_memory import fence_slot
 from emul.vocabulary import WCStatus
+
+STUCK_LOOK_NS = 250 * MILLISECOND
+"""How often requests that don't complete are looked for."""
 
 
 class SessionDriver:
@@ -29,6 +32,7 @@ class SessionDriver:
         self._lanes: dict[tuple[int, int, int], Lanes] = {}
         self._lives = {key: PathLife() for key in wiring.paths}
         self._moves: dict[tuple[int, int, int], int] = {}
+        self._stuck_look_at = Instant(0)
 
     def tell_life(self) -> None:
         """What completed on the paths since the last call, for the manager."""
@@ -36,6 +40,19 @@ class SessionDriver:
             if life.at > life.told:
                 life.told = life.at
                 self._wiring.tell(ev.LifeSeen(partner, path, life.at))
+
+    def find_stuck(self) -> None:
+        """Gives up virtual interfaces whose oldest request doesn't complete: its completion was lost, and no later one
+        may ever come to show that.
+        """
+        now = self._wiring.now
+        if now < self._stuck_look_at:
+            return
+        self._stuck_look_at = after(now, STUCK_LOOK_NS)
+        for lanes in list(self._lanes.values()):
+            if any(vi.is_stuck(stream, now) for vi, stream in zip(lanes.vis, lanes.session.streams, strict=False)):
+                self._wiring.log("lanes.stuck", {"client": lanes.client.name, "path": lanes.path})
+                lanes.fail(WCStatus.FATAL_ERR, now)
 
     def close(self) -> None:
         """Destroys all queue pairs."""

@@ -7,11 +7,12 @@ It comes a little after whatever caused it, as a real card and its process would
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from emul.adapter import FRAMES_PER_PULL_MAX, Adapter, PortFacts
 from emul.clock import Instant
 from emul.firmware import Identity
+from emul.hardware_faults import Report
 from emul.memory import Memory
 from emul.node_memory import NodeMemory
 from lab.plan import INTERFACE_MTU, PortPlan
@@ -94,6 +95,29 @@ class SimAdapter:
             for name, amount in self.card.counters().items():
                 total[name] = total.get(name, 0) + amount
         return total
+
+    # -- hardware faults ----------------------------------------------------------------------------------------------
+
+    def inject(self, fault: str, parameters: Mapping[str, object], *, number: int, seed: int) -> Report:
+        """As `Adapter.inject`; an empty slot has nothing to fail."""
+        if self.card is None:
+            return {}
+        report = self.card.inject(fault, parameters, now=self._scheduler.now, number=number, seed=seed)
+        self._plan_turn(self._scheduler.now)
+        return report
+
+    def heal(self, number: int) -> Report:
+        """As `Adapter.heal`; a card that replaced the one with the fault doesn't know it."""
+        if self.card is None or not any(report["id"] == number for report in self.card.faults.report()):
+            return {}
+        healed = self.card.heal(number, now=self._scheduler.now)
+        self._plan_turn(self._scheduler.now)
+        return healed[0] if healed else self.fault(number)
+
+    def fault(self, number: int) -> Report:
+        """The report of a fault; {} where this card doesn't know it."""
+        known = self.card.faults.report() if self.card is not None else []
+        return next((report for report in known if report["id"] == number), {})
 
     # -- what gives it a turn -----------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from lab.sim.scheduler import Scheduler, What
 from lab.sim.streams import Streams
 from lab.topology import Cable as CablePlan
 from lab.topology import End
-from lab.world import Firing, PlannedFault, rule_cables, rule_of
+from lab.world import Firing, PlannedFault, cable_at, firing_of, rule_cables, rule_of
 
 POLL_NS = 2 * MILLISECOND
 FAULT_JITTER_NS = 3 * MILLISECOND
@@ -60,6 +60,8 @@ class SimWorld:
         self._rules: dict[int, int] = {}
         self._armed_by: dict[str, set[int]] = {}
         self._firings: dict[int, Firing] = {}
+        self._hardware: dict[int, str] = {}
+        """Hardware faults by number: in which adapter."""
         self._events_seen = 0
 
     # -- building -----------------------------------------------------------------------------------------------------
@@ -163,6 +165,8 @@ class SimWorld:
     def _doing(self, fault: PlannedFault) -> tuple[Callable[[], None], Callable[[], None]]:
         """How a fault of the catalogue is done and undone."""
         target = fault.step.target or ""
+        if fault.in_adapter is not None:
+            return self._hardware_doing(fault, target)
         family = fault.kind.partition(".")[0]
         doings = {"cable": self._cable_doing, "host": self._host_doing, "adapter": self._adapter_doing}
         done = doings[family](fault, target) if family in doings else None
@@ -198,7 +202,54 @@ class SimWorld:
             lose()
             replace()
 
-        return {"adapter.die": (lose, replace), "adapter.reset": (reset, lambda: None)}.get(fault.kind)
+        def switch_on() -> None:
+            for number, at in self._hardware.items():
+                if at == target and node.adapters[adapter].fault(number).get("fault") == "port_down":
+                    self._heal_hardware(number, target)
+
+        return {
+            "adapter.die": (lose, replace),
+            "adapter.reset": (reset, lambda: None),
+            "adapter.port_up": (switch_on, lambda: None),
+        }.get(fault.kind)
+
+    def _hardware_doing(self, fault: PlannedFault, target: str) -> tuple[Callable[[], None], Callable[[], None]]:
+        """Faults that the adapter does itself."""
+        adapter = self._port(target)
+        name = fault.in_adapter
+        assert name is not None
+
+        def inject() -> None:
+            self._hardware[fault.id] = target
+            seed = self._streams.number("hardware")
+            self._note_firing(fault.id, adapter.inject(name, fault.step.parameters, number=fault.id, seed=seed))
+            if name == "port_down":
+                self._set_light(target, on=False)
+
+        return inject, lambda: self._heal_hardware(fault.id, target)
+
+    def _heal_hardware(self, number: int, target: str) -> None:
+        adapter = self._port(target)
+        was = adapter.fault(number)
+        self._note_firing(number, adapter.heal(number))
+        if was.get("fault") == "port_down" and was.get("healed_at") is None:
+            self._set_light(target, on=True)
+
+    def _set_light(self, target: str, *, on: bool) -> None:
+        """A port that is switched off sends no light: the carrier is gone at both ends of its cable."""
+        name = cable_at(self._plan, target)
+        if name is not None:
+            cable = self.cables[name]
+            (cable.plug_in if on else cable.unplug)([0, 1])
+
+    def _port(self, target: str) -> SimAdapter:
+        node, _, adapter = target.partition(".")
+        return self.nodes[node].adapters[adapter]
+
+    def _note_firing(self, number: int, report: Mapping[str, object]) -> None:
+        firing = firing_of(report)
+        if firing is not None:
+            self._firings[number] = firing
 
     def arm(self, faults: list[PlannedFault]) -> None:
         """Puts the injector's core into the cables concerned, with one rule for each fault."""
@@ -231,7 +282,9 @@ class SimWorld:
         return [(out.towards, out.frame, out.at) for out in self._core.on_frame(cable, source, frame, now=now)]
 
     def fired(self) -> Mapping[int, Firing]:
-        """What the rules met so far."""
+        """What the rules met so far, and the hardware faults."""
+        for number, target in self._hardware.items():
+            self._note_firing(number, self._port(target).fault(number))
         if self._core is None:
             return self._firings
         faults = {rule: fault for fault, rule in self._rules.items()}

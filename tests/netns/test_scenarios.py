@@ -17,7 +17,10 @@ import pytest
 from lab.fabric import registry
 from tests.helpers.attempts import judged_on_a_steady_machine
 
-SHIPPED = ("cable-cut", "both-cables-cut", "cable-blackhole", "host-restart", "write-dropped", "nak-forged")
+SHIPPED = (
+    "cable-cut", "both-cables-cut", "cable-blackhole", "host-restart", "write-dropped", "nak-forged", "adapter-hang",
+    "cq-overrun", "cqe-lost", "firmware-old", "port-down",
+)  # fmt: skip
 RUN_TIMEOUT_S = 120
 PARALLEL = 3
 CLIENTS = {"nvram-mirror", "echo"}

@@ -18,7 +18,11 @@ from lab.errors import LabError
 from lab.scenario import Scenario
 from lab.topology import Topology
 
-SHIPPED = ("cable-cut", "both-cables-cut", "cable-blackhole", "host-restart", "write-dropped", "nak-forged")
+SHIPPED = (
+    "adapter-hang", "adapter-reset", "both-cables-cut", "cable-blackhole", "cable-cut", "cq-overrun", "cqe-delayed",
+    "cqe-lost", "dma-stall", "doorbell-lost", "firmware-old", "host-restart", "nak-forged", "port-down", "psn-wrap",
+    "retry-exhausted", "write-dropped",
+)  # fmt: skip
 SEEDS = int(os.environ.get("LAB_SIM_SEEDS", "4"))
 RUN_TIMEOUT_S = 120
 

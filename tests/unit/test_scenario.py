@@ -79,6 +79,7 @@ def test_shipped_scenarios_are_good_and_named_as_their_file(name: str) -> None:
 
 def test_the_scenarios_of_the_mission_ship() -> None:
     names = {"cable-cut", "both-cables-cut", "cable-blackhole", "host-restart", "write-dropped", "nak-forged"}
+    names |= {"adapter-reset", "adapter-hang", "cqe-lost", "dma-stall", "doorbell-lost", "firmware-old"}
     assert names <= set(shipped("scenario"))
 
 
