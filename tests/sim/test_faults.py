@@ -129,7 +129,8 @@ def test_a_lost_completion_queue_costs_its_path_for_a_moment_only() -> None:
 def test_a_lost_completion_that_no_other_follows_is_found_out() -> None:
     # With one request at a time nothing comes after the lost completion that could show the hole.
     text = SCENARIO.format(step="at: 300ms, fault: adapter.cqe_lost, target: b.ic0, side: send")
-    result = run(Scenario.parse(text.replace("depth: 8", "depth: 1").replace("depth: 4", "depth: 1")), world="sim", seed=5)
+    text = text.replace("depth: 8", "depth: 1").replace("depth: 4", "depth: 1")
+    result = run(Scenario.parse(text), world="sim", seed=5)
     assert result.verdict == "pass", [check for check in result.checks if check.ok is False]
     assert made_anew(result)
 
