@@ -24,6 +24,7 @@ MODULES = tuple(
         "adapter", "answers", "clock", "completer", "congestion", "control", "firmware", "hardware_faults",
         "host_context", "local", "memory", "neighbours", "node_memory", "port/packet", "port/xdp", "process", "qp",
         "queues", "regions", "requester", "responder", "vocabulary", "window", "wire/frame", "wire/icrc", "wire/psn",
+        "work_requests",
     )
 )  # fmt: skip
 """What runs for each packet, and the values that it handles. All or none: they call each other without looking."""

@@ -16,13 +16,14 @@ from emul.congestion import Congestion
 from emul.errors import RDMAError
 from emul.neighbours import Route
 from emul.queues import ReceiveEntry, SendEntry
-from emul.regions import MemoryRegion, RegionTable
+from emul.regions import RegionTable
 from emul.requester import Requester
-from emul.responder import ATOMIC_BYTES, MESSAGE_BYTES_MAX, REQUEST_OPCODES, Responder
+from emul.responder import REQUEST_OPCODES, Responder
 from emul.vocabulary import EventType, QPAttr, QPState, QPType, SendFlags, WCFlags, WCOpcode, WCStatus, WROpcode
-from emul.window import RESPONDED, SendWindow, SendWqe
+from emul.window import SendWindow, SendWqe
 from emul.wire.frame import Flow
 from emul.wire.headers import AETH, AETH_BYTES, ATOMIC_ACK_ETH, ATOMIC_ACK_ETH_BYTES, Opcode, Syndrome
+from emul.work_requests import bad_request, resolve
 
 # From each state to those that modify_qp may ask for (InfiniBand specification vol. 1, figure 124). SQE belongs to
 # unreliable queue pairs: nothing leads there.
@@ -62,11 +63,6 @@ _COMPLETED_AS = {
     WROpcode.FLUSH: WCOpcode.FLUSH,
     WROpcode.ATOMIC_WRITE: WCOpcode.ATOMIC_WRITE,
 }
-_OPCODES = {int(opcode): opcode for opcode in WROpcode}
-_FETCHING = frozenset({WROpcode.RDMA_READ, WROpcode.ATOMIC_CMP_AND_SWP, WROpcode.ATOMIC_FETCH_AND_ADD})
-"""Requests that write into local memory."""
-_EIGHT_BYTES = frozenset({WROpcode.ATOMIC_CMP_AND_SWP, WROpcode.ATOMIC_FETCH_AND_ADD, WROpcode.ATOMIC_WRITE})
-_NOT_INLINE = _FETCHING | {WROpcode.FLUSH}
 _SIGNALED = int(SendFlags.SIGNALED)
 _SENDING = frozenset({QPState.RTS, QPState.SQD})
 _RECEIVING = frozenset({QPState.RTR, QPState.RTS, QPState.SQD})
@@ -325,57 +321,8 @@ class QueuePair:
                 if entry is None:
                     self._left_work = False
                     break
-                self._window.add(self._resolve(entry))
+                self._window.add(resolve(entry, self._regions, self.pd, self.attr.max_rd_atomic))
             self._break_on_bad_request()
-
-    def _resolve(self, entry: SendEntry) -> SendWqe:
-        """The request with its memory; one that cannot be carried out keeps the status that it will end with."""
-        opcode = _OPCODES.get(entry.opcode)
-        if opcode is None or (opcode in RESPONDED and not self.attr.max_rd_atomic):
-            return self._bad_request(entry, WCStatus.LOC_QP_OP_ERR)
-        pieces: list[memoryview]
-        regions: list[MemoryRegion] = []
-        if entry.inline is not None:
-            if opcode in _NOT_INLINE:
-                return self._bad_request(entry, WCStatus.LOC_QP_OP_ERR)
-            pieces, total = [memoryview(entry.inline)], len(entry.inline)
-        elif opcode is WROpcode.FLUSH:
-            pieces, total = [], 0
-        else:
-            gathered = self._gather(entry, write=opcode in _FETCHING)
-            if gathered is None:
-                return self._bad_request(entry, WCStatus.LOC_PROT_ERR)
-            pieces, regions = gathered
-            total = 0
-            for piece in pieces:
-                total += len(piece)
-        if total > MESSAGE_BYTES_MAX or (opcode in _EIGHT_BYTES and total != ATOMIC_BYTES):
-            return self._bad_request(entry, WCStatus.LOC_LEN_ERR)
-        wqe = SendWqe(
-            entry.wr_id, opcode, entry.flags, entry.imm, entry.remote_addr, entry.rkey, pieces, total, regions
-        )
-        if opcode is WROpcode.FLUSH:
-            wqe.flush_length = entry.sges[0][2] if entry.sges else 0
-        elif opcode in _EIGHT_BYTES:
-            wqe.compare_add, wqe.swap = entry.compare_add, entry.swap
-        return wqe
-
-    def _gather(self, entry: SendEntry, *, write: bool) -> tuple[list[memoryview], list[MemoryRegion]] | None:
-        """The local memory of a request, None where the host may not use it."""
-        pieces, regions = [], []
-        for lkey, addr, length in entry.sges:
-            if length == 0:
-                continue
-            region = self._regions.local(lkey, addr, length, self.pd, write=write)
-            if region is None:
-                return None
-            pieces.append(region.slice(addr, length))
-            regions.append(region)
-        return pieces, regions
-
-    @staticmethod
-    def _bad_request(entry: SendEntry, status: WCStatus) -> SendWqe:
-        return SendWqe(entry.wr_id, WROpcode.SEND, entry.flags, 0, 0, 0, [], 0, status=status)
 
     def _break_on_bad_request(self) -> None:
         wqes = self._window.wqes
@@ -501,7 +448,7 @@ class QueuePair:
             if entry is None:
                 break
             self._work.retire_send(1)
-            self._push_send(self._bad_request(entry, WCStatus.WR_FLUSH_ERR), WCStatus.WR_FLUSH_ERR)
+            self._push_send(bad_request(entry, WCStatus.WR_FLUSH_ERR), WCStatus.WR_FLUSH_ERR)
         if self._work.shares_receives:
             return
         for _ in range(FLUSHED_PER_TURN_MAX):
