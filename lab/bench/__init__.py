@@ -61,6 +61,15 @@ def limit(case: str, value: float, unit: str, reference: str, reference_value: f
     return Row(case, value, unit, reference, reference_value, ratio, f"<= {at_most:g} {unit}", value <= at_most)
 
 
+def at_least(
+    case: str, value: float, unit: str, reference: str, reference_value: float, *, least: float | None = None
+) -> Row:
+    """A row whose target is a lower bound on the ratio; None: no target, the figure is to be known."""
+    ratio = value / reference_value if reference_value else float("inf")
+    target = "-" if least is None else f">= {least:g} x"
+    return Row(case, value, unit, reference, reference_value, ratio, target, least is None or ratio >= least)
+
+
 def median(values: Sequence[float]) -> float:
     """The middle one (the lower of two). Raises ValueError without any."""
     if not values:

@@ -4,3 +4,7 @@ Replayable to the bit: a run is a function of topology, scenario and seed. `lab.
 the runner drives; `scheduler` orders what happens, `streams` draws every random number, `cable`, `adapter` and `node`
 hold the rest.
 """
+
+from emul.compiled import use as _use
+
+_use(__name__, __path__)

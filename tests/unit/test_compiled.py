@@ -62,6 +62,7 @@ def test_a_package_that_was_not_compiled_with_the_others_stays_plain(built: Path
 
 def test_every_hot_module_exists() -> None:
     from ccm.compile import MODULES
+    from lab.compile import MODULES as SIMULATOR_MODULES
 
-    for name in (*compiled.MODULES, *MODULES):
+    for name in (*compiled.MODULES, *MODULES, *SIMULATOR_MODULES):
         assert (compiled.ROOT / f"{name}.py").is_file(), name

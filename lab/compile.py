@@ -1,0 +1,17 @@
+"""Compiles the simulator's hot modules with those of manager and adapter: `python -m lab.compile` (`emul.compiled`)."""
+
+from __future__ import annotations
+
+import sys
+
+from ccm.compile import MODULES as MANAGER_MODULES
+from emul.compile import main
+from emul.compiled import MODULES as ADAPTER_MODULES
+
+MODULES = tuple(f"lab/sim/{name}" for name in ("adapter", "cable", "node", "pace", "scheduler", "streams"))
+"""What runs for each event of the simulator."""
+
+if __name__ == "__main__":
+    # The simulator is worth nothing to a lab of real processes: without it the others are compiled all the same.
+    everything = (*ADAPTER_MODULES, *MANAGER_MODULES)
+    sys.exit(main((*everything, *MODULES)) and main(everything))
