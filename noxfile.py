@@ -167,7 +167,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", name="compile")
 def compile_hot(session: nox.Session) -> None:
-    """Compiles the hot modules of adapter, manager and simulator (same source; plain Python where there is no C compiler)."""
+    """Compiles the hot modules of adapter, manager and simulator; plain Python where there is no C compiler."""
     session.run(str(ensure_environment()), "-m", "lab.compile", external=True, success_codes=[0, EXIT_MACHINE])
 
 
