@@ -98,7 +98,7 @@ def call(rping: Rping, cmid: CMID) -> None:
     rping.expect(cmid)
     cmid.connect(ConnParam(resources=1, depth=1, retry=7, rnr_retry=7))
     for number in range(PINGS):
-        rping.mr.write(f"rdma-ping-{number}: ".encode().ljust(SIZE, b"x"), SIZE, 0)
+        rping.mr.write(f"rdma-ping-{number}: ".encode().ljust(SIZE - 1, b"x") + b"\0", SIZE, 0)  # rping sends a string
         rping.mr.write(bytes(SIZE), SIZE, SIZE)
         rping.tell(cmid, 0)
         assert rping.completed(2) == {1, 9}  # it has read
