@@ -28,6 +28,7 @@ from pyverbs.wr import SGE, RecvWR, SendWR
 
 PORTS = "vport*"
 PORT_TIMEOUT_S = 30
+SAY_TIMEOUT_S = 10
 SLOTS = 64
 POLL_INTERVAL_S = 0.001
 REGION_ACCESS = ("LOCAL_WRITE", "REMOTE_WRITE", "REMOTE_READ", "REMOTE_ATOMIC", "MW_BIND")
@@ -72,6 +73,7 @@ class Agent:
         self.ends = {}
         self.programs = {}
         self.contexts = {}
+        self.connections = {}
 
     def do_run(self, command, timeout=60):
         """A command to its end."""
@@ -93,6 +95,24 @@ class Agent:
             program.wait()
             status = None
         return {"status": status, "out": Path(f"/tmp/{name}.out").read_text(errors="replace")}
+
+    def do_say(self, port, text, answer_bytes):
+        """Says something to a program that listens on a TCP port of this machine, and gives its answer. The first call
+        connects.
+        """
+        connection = self.connections.get(port)
+        if connection is None:
+            connection = self.connections[port] = socket.create_connection(("127.0.0.1", port), SAY_TIMEOUT_S)
+        connection.sendall(text.encode("latin-1"))
+        answer = b""
+        while len(answer) < answer_bytes:
+            more = connection.recv(answer_bytes - len(answer))
+            if not more:
+                raise OSError(f"port {port}: closed after {answer!r}")
+            answer += more
+        if not answer_bytes:
+            self.connections.pop(port).close()
+        return answer.decode("latin-1")
 
     def do_open(self, end, device, length, access=REGION_ACCESS, placement=False, sge_max=4):
         context = self.contexts.get(device)
