@@ -799,7 +799,7 @@ class Adapter:
         qp.overrun = False
         self._counters["cq_overrun"] += 1
         if self.host is not None:
-            self.host.tell(AsyncEvent(EventType.CQ_ERR, qp.number))
+            self.host.tell_lost_queue(qp.number)
         qp.fail(None)
 
 

@@ -177,6 +177,15 @@ class HostContext:
         self.events.append(event)
         self._wake()
 
+    def tell_lost_queue(self, qp_num: int) -> None:
+        """Tells that a completion of queue pair `qp_num` found no room; of which of its two queues, where that shows."""
+        pair = self._sinks.get(qp_num)
+        if pair is None:
+            return
+        lost = [number for number in pair if self._cqs[number].lost] or pair
+        self._cqs[lost[0]].lost = False
+        self.tell(AsyncEvent(EventType.CQ_ERR, lost[0]))
+
     # -- slow verbs ---------------------------------------------------------------------------------------------------
 
     def execute(self, request: Request, memories: list[Memory], *, now: Instant) -> tuple[Reply, list[Memory]]:

@@ -438,6 +438,39 @@ def test_a_queue_pair_is_told_of_its_first_message_and_of_a_bad_one_and_stays_un
     assert [wc.status for wc in a.cq.poll(9)[1]] == [WCStatus.SUCCESS, WCStatus.REM_ACCESS_ERR]
 
 
+def test_an_overrun_queue_is_told_by_its_own_number_and_its_queue_pair_is_lost() -> None:
+    pair, a, b = players()
+    small = CQ(a.context, 1)
+    qp = QP(a.pd, QPInitAttr(scq=small, rcq=a.cq, cap=QPCap(4, 4)))
+    attr = a.attr(b, pair.address(1))
+    other = QP(b.pd, QPInitAttr(scq=b.cq, rcq=b.cq))
+    back = b.attr(a, pair.address(0))
+    attr.dest_qp_num, back.dest_qp_num = other.qp_num, qp.qp_num
+    qp.to_rts(attr)
+    other.to_rts(back)
+    wr = SendWR(1, e.IBV_WR_RDMA_WRITE, 1, 0, [a.piece(8)])
+    wr.set_wr_rdma(b.mr.rkey, b.mr.buf)
+    qp.post_send(wr)
+    qp.post_send(wr)
+    pair.settle()
+    told = [a.context.get_async_event() for _ in range(2)]
+    assert [(each.event_type, each.element) for each in told] == [
+        (e.IBV_EVENT_CQ_ERR, small.number),
+        (e.IBV_EVENT_QP_FATAL, qp.qp_num),
+    ]
+    assert qp.qp_state is QPState.ERR
+
+
+def test_a_drained_send_queue_is_told_when_that_was_asked_for() -> None:
+    pair, a, _ = players()
+    attr = QPAttr(qp_state=QPState.SQD, en_sqd_async_notify=1)
+    a.qp.modify(attr, e.IBV_QP_STATE | e.IBV_QP_EN_SQD_ASYNC_NOTIFY)
+    pair.settle()
+    event = a.context.get_async_event()
+    assert (event.event_type, event.element) == (e.IBV_EVENT_SQ_DRAINED, a.qp.qp_num)
+    assert a.qp.query().sq_draining == 0
+
+
 def test_events_of_what_has_been_closed_and_of_the_firmware_are_passed_over() -> None:
     pair = AdapterPair()
     a = Player(pair.contexts[0])
