@@ -178,7 +178,7 @@ class HostContext:
         self._wake()
 
     def tell_lost_queue(self, qp_num: int) -> None:
-        """Tells that a completion of queue pair `qp_num` found no room; of which of its two queues, where that shows."""
+        """Tells that a completion of queue pair `qp_num` found no room, and in which of its two queues."""
         pair = self._sinks.get(qp_num)
         if pair is None:
             return
