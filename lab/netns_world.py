@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ccm.history import HEADER_BYTES, RECORD_BYTES, RECORDS_MAX
 from emul.clock import MILLISECOND
@@ -62,6 +62,21 @@ class NetnsWorld:
         """Whether `start` begins to capture all cables, before any host boots."""
         self.captures: CableCaptures | None = None
         self._injected: dict[str, list[Comment]] = {}
+
+    @classmethod
+    def over(cls, plan: Plan, fabric: Fabric) -> Self:
+        """The faults of a lab that runs already, for whoever injects them one by one."""
+        world = cls(plan, wire=fabric.wire)
+        world._fabric = fabric
+        return world
+
+    def rule_id(self, fault: int) -> int:
+        """The injector's rule that does a fault."""
+        return self._rules[fault]
+
+    def note_rule(self, fault: int, rule: int) -> None:
+        """A fault's rule that an earlier world over the same fabric armed."""
+        self._rules[fault] = rule
 
     # -- time and life ------------------------------------------------------------------------------------------------
 

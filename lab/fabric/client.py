@@ -55,6 +55,8 @@ class Fabric:
         self.directory = directory
         self.lab_id = str(record["lab"])
         self.topology = str(record["topology"])
+        self.source: str | None = record.get("source")
+        """The file of the topology, where there is one."""
         self.wire = str(record["wire"])
         """"xdp" (adapters use AF_XDP where their interface allows) or "packet"."""
         self.nodes: dict[str, list[str]] = dict(record["nodes"])

@@ -13,6 +13,7 @@ import pytest
 
 from emul.wire.headers import Opcode
 from lab.cli import command_names
+from lab.faults import FAULTS
 from lab.scenario import Scenario
 from lab.topology import Topology
 from lab.wire.findings import RULES
@@ -129,3 +130,12 @@ def test_the_page_on_conformance_has_each_opcode_and_each_rule() -> None:
     assert [opcode.name for opcode in Opcode if f"| {int(opcode):#04x} | {opcode.name} |" not in text] == []
     rows = [f"| {rule.name} | {rule.sentence} | {rule.source} |" for rule in RULES.values()]
     assert [row for row in rows if row not in text] == []
+
+
+def test_the_catalogue_of_faults_is_whole() -> None:
+    text = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    rows = {row.split("`")[1]: row for row in text.splitlines() if row.startswith("| `")}
+    assert set(rows) == set(FAULTS)
+    for name, fault in FAULTS.items():
+        assert fault.help in rows[name], name
+        assert all(f"`{parameter.name}`" in rows[name] for parameter in fault.parameters), name
