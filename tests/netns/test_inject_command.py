@@ -1,8 +1,6 @@
-"""`lab inject` and `lab heal` on a lab that stays: every family of faults, what is on, what went wrong with the words."""
+"""`lab inject` and `lab heal` on a lab that stays: each family of faults, what is on, and wrong words."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,10 +12,10 @@ pytestmark = pytest.mark.netns
 
 
 @pytest.fixture
-def up(lab: Shell) -> Iterator[Shell]:
+def up(lab: Shell) -> Shell:
     done = lab("up", "ha-pair", "--name", "p")
     assert done.returncode == 0, done.stderr
-    yield lab
+    return lab
 
 
 def paths(shell: Shell) -> list[str]:
