@@ -62,7 +62,7 @@ def carrier(container, interface: str) -> str:
     return path.read_text().strip()
 
 
-@pytest.mark.parametrize("scenario", ["cable-cut", "both-cables-cut", "host-restart"])
+@pytest.mark.parametrize("scenario", ["cable-cut", "both-cables-cut", "host-restart", "adapter-hang"])
 def test_a_scenario_passes_with_hosts_in_containers(scenario):
     result = judged_on_a_steady_machine(lambda attempt: run(scenario, world="docker").to_json())
     assert result["verdict"] == "pass", result

@@ -93,6 +93,22 @@ def test_a_stranger_without_the_key_gets_no_session_and_the_reason_is_told():
         assert world.memories[node].status.stage is Stage.SERVING
 
 
+def test_a_partner_with_old_firmware_is_refused_with_both_versions_until_it_is_brought_up_to_date():
+    world = TwoHosts(named=SHIPPED)
+    for adapter in world.adapters[1]:
+        adapter.inject("firmware_old", {"version": 0}, now=world.now)
+    world.boot()
+    world.run(SECOND)
+    told = [fields for word, fields in world.logs[0] if word == "refused"]
+    assert {fields["reason"] for fields in told} == {"NO_COMMON_VERSION"}
+    assert "speaks version 0" in str(told[0]["text"])
+    assert "we speak 1" in str(told[0]["text"])
+    assert not world.history(0, Kind.READY_ALERT)
+    for adapter in world.adapters[1]:
+        adapter.heal(now=world.now)
+    assert world.run(3 * SECOND, lambda: bool(world.history(0, Kind.READY_ALERT)))
+
+
 class Clumsy(Client):
     """Raises in every callback that it gets."""
 
