@@ -38,6 +38,9 @@ STAGE_LOADER = 2
 
 STEP_NUMBERS = {Step.READ_STATUS: 1, Step.WRITE_SEEN: 2, Step.READ_SEEN: 3, Step.WRITE_KNOWN: 4}
 
+WRITES = {1: Step.WRITE_SEEN, 2: Step.WRITE_KNOWN}
+"""`Seen.step` -> the step that writes it."""
+
 SUCCESSORS = {
     Step.READ_STATUS: Step.WRITE_SEEN,
     Step.WRITE_SEEN: Step.READ_SEEN,
@@ -73,9 +76,13 @@ class Handshake:
         return self._succeed(Step.READ_STATUS)
 
     def on_written(self, step_written: int) -> bool:
-        """The partner's adapter acknowledged SEEN with step 1 or 2; whether that was the step under way."""
-        wanted = {1: Step.WRITE_SEEN, 2: Step.WRITE_KNOWN}.get(step_written)
-        return wanted is self.step and self._succeed(self.step)
+        """The partner's adapter acknowledged SEEN with step 1 or 2; whether that was the step under way.
+
+        Raises ValueError for another number.
+        """
+        if step_written not in WRITES:
+            raise ValueError(f"SEEN has step 1 or 2, got {step_written}")
+        return WRITES[step_written] is self.step and self._succeed(self.step)
 
     def on_seen(self, record: Record | None) -> bool:
         """Read 2 brought the partner's record; whether it opens the gate.
