@@ -24,6 +24,11 @@ LIMIT_FLOOR_NS = 16 * MILLISECOND
 LIMIT_MOST_NS = 250 * MILLISECOND
 """On a machine so loaded that answers take a quarter of that, a false alarm costs more than a late one."""
 LIMIT_FACTOR = 3
+SHAKEN_NS = 20 * MILLISECOND
+"""A path that itself was silent for longer than LIMIT_FLOOR_NS is no evidence against another one for so long after its
+return: when everything stalled, lost requests are repeated within a retransmission timeout of the well-known connection
+(17 ms), not all at once.
+"""
 ALONE_LIMIT_NS = 400 * MILLISECOND
 """Limit of a path without a better one."""
 WINDOW_NS = 3 * SECOND
@@ -34,8 +39,8 @@ class Liveness:
     """When one path was last heard of, and until when it may stay silent."""
 
     __slots__ = (
-        "_answered", "_base_at", "_busy_until", "_window_at", "_worst_before_ns", "_worst_ns", "last_life_at",
-        "next_probe_at", "probe_at", "rtt_ns",
+        "_answered", "_base_at", "_busy_until", "_shaken_until", "_window_at", "_worst_before_ns", "_worst_ns",
+        "last_life_at", "next_probe_at", "probe_at", "rtt_ns",
     )  # fmt: skip
 
     def __init__(self, *, now: Instant) -> None:
@@ -46,6 +51,7 @@ class Liveness:
         self.rtt_ns = 0
         self._answered = (Instant(0), Instant(0))
         """When the last two answered probes were posted."""
+        self._shaken_until = Instant(0)
         self._base_at = now
         self._busy_until = Instant(now + BUSY_FOR_NS)
         self._window_at = now
@@ -66,7 +72,10 @@ class Liveness:
         """The probe under way was answered; the answer may have waited for us for `late_ns`."""
         if self.probe_at is not None:
             self.rtt_ns = max(0, now - self.probe_at - late_ns)
-            self._answered = (self._answered[1], self.probe_at)
+            if self.rtt_ns > LIMIT_FLOOR_NS:
+                self._shaken_until = Instant(now + SHAKEN_NS)
+            if self.probe_at >= self._shaken_until:
+                self._answered = (self._answered[1], self.probe_at)
             self._note_worst(self.rtt_ns, now=now)
         self.probe_at = None
         self.on_life(now=now)
@@ -83,7 +92,7 @@ class Liveness:
             self._base_at = max(self._base_at, now)
 
     def proven_since(self, moment: Instant) -> bool:
-        """Whether two probes that were posted at `moment` or later have been answered."""
+        """Whether two probes that were posted at `moment` or later, and not just after a silence, were answered."""
         return self._answered[0] >= moment
 
     def credit(self, late_ns: int, *, now: Instant) -> None:

@@ -3,8 +3,9 @@
 A body is written over one path at a time. A write that failed, or whose path was lost, is simply due again: the same
 record over another path. What was under way on a lost path may still land, on top of a newer record that went over
 another one: its slots are written once more when that path's connection has been made anew, as nothing of the old one
-lands from then on. While a write of a slot is under way a newer body waits (one write for each slot), so that the
-number of writes under way is bounded by the number of slots.
+lands from then on. The same holds for what a former incarnation of ours may have had under way on any path, and for
+what was under way for a former incarnation of the partner. While a write of a slot is under way a newer body waits (one
+write for each slot), so that the number of writes under way is bounded by the number of slots.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class _Entry:
 class Publisher:
     """The outbox for one partner."""
 
-    __slots__ = ("_adrift", "_entries", "_sequence", "incarnation", "node", "partner", "partner_incarnation")
+    __slots__ = (
+        "_adrift", "_entries", "_renewed", "_sequence", "incarnation", "node", "partner", "partner_incarnation",
+    )  # fmt: skip
 
     def __init__(self, node: int, incarnation: int, partner: int) -> None:
         self.node = node
@@ -39,11 +42,16 @@ class Publisher:
         self._sequence = 0
         self._entries: dict[tuple[RecordKind, int], _Entry] = {}
         self._adrift: dict[int, set[tuple[RecordKind, int]]] = {}
-        """By lost path: the slots that a late write of it may still overwrite."""
+        """By path: the slots that a late write on it may still overwrite."""
+        self._renewed: set[int] = set()
+        """Paths on which nothing of a former incarnation of ours can land any more."""
 
     def begin(self, partner_incarnation: int) -> None:
         """A (new) incarnation of the partner: nothing that was published counts for it."""
         self.partner_incarnation = partner_incarnation
+        for key, entry in self._entries.items():
+            if entry.path is not None:
+                self._adrift.setdefault(entry.path, set()).add(key)
         self._entries.clear()
 
     def put(self, kind: RecordKind, body: Body, index: int = 0) -> None:
@@ -96,13 +104,16 @@ class Publisher:
         """The connection of `path` is a new one, and answers: what the old one may have overwritten is due again.
         Whether there was anything.
         """
-        adrift = self._adrift.pop(path, None)
-        for key in sorted(adrift or ()):
+        adrift = self._adrift.pop(path, set())
+        if path not in self._renewed:
+            self._renewed.add(path)
+            adrift.update(self._entries)
+        for key in sorted(adrift):
             entry = self._entries.get(key)
             if entry is not None:
                 entry.written = False
                 entry.stale = entry.path is not None
-        return adrift is not None
+        return bool(adrift)
 
     def is_written(self, kind: RecordKind, index: int = 0) -> bool:
         """Whether the partner's inbox holds the latest body."""

@@ -1,0 +1,145 @@
+"""What holds the handshake together, taken out by hand: the explorer finds it, with the shortest way there."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import pytest
+
+from ccm import handshake as handshakes
+from ccm.exchange import Record, Seen
+from ccm.handshake import Handshake, Step
+from ccm.peering import Peering
+from ccm.session import SessionInput
+from ccm.sessions import SessionSet
+from tests.explore.explorer import explore
+from tests.explore.model import Bounds
+
+STATES_MAX = 60_000
+DEEP = os.environ.get("LAB_EXPLORE") == "deep"
+
+
+def drop_the_gate(patch: pytest.MonkeyPatch) -> None:
+    def on_seen(self: Handshake, record: Record | None) -> bool:
+        return self.step is Step.READ_SEEN and self._succeed(Step.READ_SEEN)
+
+    patch.setattr(Handshake, "on_seen", on_seen)
+
+
+def accept_a_flag_for_a_former_life(patch: pytest.MonkeyPatch) -> None:
+    real = Handshake.on_seen
+
+    def on_seen(self: Handshake, record: Record | None) -> bool:
+        if record is not None and isinstance(record.body, Seen):
+            record = dataclasses.replace(record, partner_incarnation=self.incarnation)
+        return real(self, record)
+
+    patch.setattr(Handshake, "on_seen", on_seen)
+
+
+def accept_a_flag_of_a_former_partner(patch: pytest.MonkeyPatch) -> None:
+    real = Handshake.on_seen
+
+    def on_seen(self: Handshake, record: Record | None) -> bool:
+        if record is not None and isinstance(record.body, Seen):
+            record = dataclasses.replace(record, writer_incarnation=self.partner_incarnation)
+        return real(self, record)
+
+    patch.setattr(Handshake, "on_seen", on_seen)
+
+
+def skip_write_1(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(handshakes.SUCCESSORS, Step.READ_STATUS, Step.READ_SEEN)
+
+
+def skip_write_2(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(handshakes.SUCCESSORS, Step.READ_SEEN, Step.DONE)
+
+
+def forget_epochs_at_a_reboot(patch: pytest.MonkeyPatch) -> None:
+    real = SessionSet.__init__
+
+    def init(self: SessionSet, publisher, paths, known_epoch, out) -> None:
+        real(self, publisher, paths, 0, out)
+
+    patch.setattr(SessionSet, "__init__", init)
+
+
+def take_records_of_former_incarnations(patch: pytest.MonkeyPatch) -> None:
+    real = Peering.on_record
+
+    def on_record(self: Peering, event, *, now) -> None:
+        record = dataclasses.replace(
+            event.record, writer_incarnation=self.partner_incarnation, partner_incarnation=self.incarnation
+        )
+        real(self, dataclasses.replace(event, record=record), now=now)
+
+    patch.setattr(Peering, "on_record", on_record)
+
+
+def alert_before_the_partner_is_told(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SessionSet, "_partner_ready", lambda self, session: True)
+
+
+def follow_no_higher_epoch(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SessionSet, "_follow", lambda self, session, *, now: False)
+
+
+def keep_sessions_of_a_partner_that_rebooted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SessionSet, "break_all", lambda self, reason, *, now: None)
+
+
+def propose_the_same_epoch_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SessionSet, "_propose", lambda self, session: self._set_epoch(session, max(1, session.epoch)))
+
+
+def break_without_an_alert(patch: pytest.MonkeyPatch) -> None:
+    real = SessionSet._end
+
+    def end(self: SessionSet, session, *rest, **named) -> bool:
+        session.alerted = False
+        return real(self, session, *rest, **named)
+
+    patch.setattr(SessionSet, "_end", end)
+
+
+def close_without_the_alert(patch: pytest.MonkeyPatch) -> None:
+    def release(self: SessionSet, session, *, now) -> None:
+        session.take(SessionInput.RELEASED, now=now)
+        session.close_by = None
+        self._drop_lanes(session)
+
+    patch.setattr(SessionSet, "_release", release)
+
+
+CRASH, CLOSE, NOTHING = Bounds(crash=1), Bounds(close=1), Bounds()
+MUTANTS = {
+    drop_the_gate: (NOTHING, "has never written that it has seen"),
+    accept_a_flag_for_a_former_life: (CRASH, "has never written that it has seen"),
+    accept_a_flag_of_a_former_partner: (CRASH, "has never written that it has seen"),
+    skip_write_1: (NOTHING, ""),
+    skip_write_2: (NOTHING, "never become ready"),
+    forget_epochs_at_a_reboot: (CRASH, "epoch"),
+    take_records_of_former_incarnations: (CRASH, ""),
+    alert_before_the_partner_is_told: (NOTHING, "has not told"),
+    follow_no_higher_epoch: (CRASH, "never become ready"),
+    keep_sessions_of_a_partner_that_rebooted: (CRASH, ""),
+    propose_the_same_epoch_again: (CRASH, "epoch"),
+    break_without_an_alert: (CRASH, "while"),
+    close_without_the_alert: (CLOSE, "while"),
+}
+
+
+SLOW = () if DEEP else (take_records_of_former_incarnations,)
+"""Found after many states: they are for the nightly session."""
+
+
+@pytest.mark.parametrize("mutant", [mutant for mutant in MUTANTS if mutant not in SLOW], ids=lambda mutant: mutant.__name__)
+def test_the_explorer_finds_each_mutant(monkeypatch, mutant):
+    bounds, what = MUTANTS[mutant]
+    mutant(monkeypatch)
+    found = explore(bounds, STATES_MAX)
+    assert found.finding is not None, f"survived {found}"
+    print(f"\n{mutant.__name__}, found after {found.states} states:\n{found.finding}")  # noqa: T201 - the figures are asked for
+    assert what in found.finding.what
