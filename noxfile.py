@@ -95,7 +95,7 @@ import nox.command  # noqa: E402
 nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "none"
 PACKAGES = ("emul", "ccm", "lab")
-TEST_DIRECTORIES = ("unit", "sim", "fuzz", "netns", "docker", "interop", "regression", "vagrant")
+TEST_DIRECTORIES = ("unit", "explore", "sim", "fuzz", "netns", "docker", "interop", "regression", "vagrant")
 
 
 def run(session: nox.Session, *command: str, success_codes: tuple[int, ...] = (0,), **variables: str) -> None:
@@ -179,10 +179,12 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def nightly(session: nox.Session) -> None:
-    """Ten thousand schedules of random faults in the simulator, many seeds of each, a million hostile frames."""
-    session.env.update({"LAB_SIM_SCHEDULES": "10000", "LAB_SIM_SEEDS": "100"})
+    """Ten thousand schedules of random faults in the simulator, many seeds of each, a million hostile frames, and all
+    that can happen to two managers within larger bounds.
+    """
+    session.env.update({"LAB_SIM_SCHEDULES": "10000", "LAB_SIM_SEEDS": "100", "LAB_EXPLORE": "deep"})
     session.env.update({"LAB_FUZZ_FRAMES": "1000000", "LAB_FUZZ_ENTRIES": "300000", "LAB_FUZZ_WALKS": "2000"})
-    pytest(session, "tests/sim", "tests/fuzz")
+    pytest(session, "tests/sim", "tests/fuzz", "tests/explore")
 
 
 @nox.session(venv_backend="none")

@@ -4,8 +4,8 @@ The managers are the real ones; firmware, memory and network around them are red
 
 - each path has one reliable connection in each direction, whose requests are executed at the partner in their order and
   whose answers are taken in their order, each as a step of its own;
-- a step may be held up for any time, since each manager has a clock of its own that only its own timers advance; without
-  a budget for slowness a timer runs only when nothing is under way for its node;
+- a step may be held up for any time, since each manager has a clock of its own that only its own timers advance;
+  without a budget for slowness a timer runs only when nothing is under way for its node;
 - faults have budgets: a host crashes, a connection breaks at any point, a cable is cut, a write that was under way on a
   broken connection lands later (until the partner's firmware has accepted a new connection of that path, which ends the
   old one), a timer runs although answers are under way, a client closes. Booting, plugging in and opening again are

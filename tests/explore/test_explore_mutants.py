@@ -135,7 +135,10 @@ SLOW = () if DEEP else (take_records_of_former_incarnations,)
 """Found after many states: they are for the nightly session."""
 
 
-@pytest.mark.parametrize("mutant", [mutant for mutant in MUTANTS if mutant not in SLOW], ids=lambda mutant: mutant.__name__)
+CHOSEN = [mutant for mutant in MUTANTS if mutant not in SLOW]
+
+
+@pytest.mark.parametrize("mutant", CHOSEN, ids=lambda mutant: mutant.__name__)
 def test_the_explorer_finds_each_mutant(monkeypatch, mutant):
     bounds, what = MUTANTS[mutant]
     mutant(monkeypatch)
