@@ -132,6 +132,14 @@ class FencedByPartner:
 
 
 @dataclass(frozen=True, slots=True)
+class DoubleRefused:
+    """Our firmware refused somebody who called by the partner's node id while the partner was connected."""
+
+    partner: int
+    path: int
+
+
+@dataclass(frozen=True, slots=True)
 class LifeSeen:
     """A request on a virtual interface of `path` completed successfully at `at` or later."""
 
@@ -219,6 +227,6 @@ class ClientClosed:
 
 Event = (
     CarrierLost | CarrierFound | PeerConnected | PeerRefused | PeerLost | StatusRead | StatusUnreadable | SeenRead
-    | RecordWritten | RecordArrived | RecordRefused | FenceAnswered | FencedByPartner | LifeSeen | LanesOpened
-    | LanesConnected | LanesFailed | ViFailed | Moved | ClientOpened | ClientClosed
+    | RecordWritten | RecordArrived | RecordRefused | FenceAnswered | FencedByPartner | DoubleRefused | LifeSeen
+    | LanesOpened | LanesConnected | LanesFailed | ViFailed | Moved | ClientOpened | ClientClosed
 )  # fmt: skip

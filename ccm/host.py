@@ -51,6 +51,7 @@ class Host:
         log: Log = _no_log,
         reopen: Callable[[int], Context] | None = None,
         clock: Callable[[], int] | None = None,
+        journal: Callable[[str], None] | None = None,
     ) -> None:
         self.node_id = int(config["node_id"])
         self.name = str(config["node"])
@@ -62,6 +63,7 @@ class Host:
         self._log = log
         self._reopen = reopen
         self._clock = clock
+        self._journal = journal
         self._seed = seed
         self._config = config
         self._clients = self._make_clients(config, nvram, clients)
@@ -84,7 +86,7 @@ class Host:
         self.driver = Driver(
             self._driver_config(), self._contexts, self._node, self._history, list(self._clients.values()),
             self.incarnation, self._seed, self._log, now=now, reopen=self._reopen,
-            clock=self._clock,
+            clock=self._clock, journal=self._journal,
         )  # fmt: skip
         self.workload = Workload(
             self._clients, self.driver.partners, self.node_id, self.incarnation, self._ids, self._history, self._seed
@@ -174,7 +176,8 @@ class Host:
             for partner in self._config["partners"]
         }
         key = str(self._config["cluster_key"]).encode()
-        return DriverConfig(self.node_id, self.name, key, partners, self._ids)
+        accepted = tuple(str(other).encode() for other in self._config.get("cluster_keys_accepted", ()))
+        return DriverConfig(self.node_id, self.name, key, partners, self._ids, accepted)
 
     def _note_lateness(self, now: Instant) -> bool:
         """Whether the loop was held up past a deadline."""

@@ -83,6 +83,20 @@ def compare(mine: ManifestEntry, theirs: ManifestEntry | None) -> Reason:
     return Reason.NONE if same else Reason.NEEDS_DIFFER
 
 
+def contradiction(manifest: Manifest) -> str:
+    """What is wrong with a partner's manifest, in words; empty when nothing is."""
+    names: set[str] = set()
+    for entry in manifest.entries:
+        if not entry.name:
+            return "a client without a name"
+        if entry.client != client_key(entry.name):
+            return f"client {entry.name!r} with key {entry.client:#x}, expected {client_key(entry.name):#x}"
+        if entry.name in names:
+            return f"client {entry.name!r} twice"
+        names.add(entry.name)
+    return ""
+
+
 def find_entry(manifest: Manifest, client: int) -> ManifestEntry | None:
     """The entry of a client's key."""
     return next((entry for entry in manifest.entries if entry.client == client), None)

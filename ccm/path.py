@@ -92,6 +92,7 @@ STEADY_NS = 2 * SECOND
 """A path that was up for this long is not flapping."""
 REFUSED_RETRY_NS = SECOND
 """After a wrong proof or identity: somebody has to mend that, haste won't."""
+HASTELESS = (Reason.WRONG_PROOF, Reason.WRONG_IDENTITY, Reason.DUPLICATE_IDENTITY)
 POLL_NS = 5 * MILLISECOND
 """Time between repetitions of read 1 and read 2."""
 FENCE_TIMEOUT_NS = 20 * MILLISECOND
@@ -210,7 +211,7 @@ class Path:
         self.poll_at = self.relink_at = None
         self.fence_retry_at = None
         if former in (PathState.CONNECTING, PathState.HANDSHAKE):
-            wait = REFUSED_RETRY_NS if reason in (Reason.WRONG_PROOF, Reason.WRONG_IDENTITY) else self.retry_ns
+            wait = REFUSED_RETRY_NS if reason in HASTELESS else self.retry_ns
             self.retry_ns = min(2 * self.retry_ns, RETRY_MOST_NS)
         else:
             steady = now - self.up_since >= STEADY_NS

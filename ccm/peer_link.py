@@ -45,9 +45,10 @@ from emul.wellknown import (
     ConnectReply,
     ConnectRequest,
     FirmwareMessage,
+    IdentityRefusal,
     VersionRefusal,
+    any_proof_matches,
     proof,
-    proof_matches,
 )  # fmt: skip
 
 PEER_TIMEOUT = 12
@@ -69,6 +70,8 @@ class PeerIdentity:
     node_id: int
     incarnation: int
     cluster_key: bytes
+    also_accepted: tuple[bytes, ...]
+    """Further keys that the firmware may prove itself with."""
     partner: int
     path: int
     address: str
@@ -204,9 +207,10 @@ class PeerLink:
             self._refuse(Reason.REJECTED, "the reply is not one of a firmware")
         elif reply.node_id != me.partner:
             self._refuse(Reason.WRONG_IDENTITY, f"node {reply.node_id} answered, expected {me.partner}")
-        elif not proof_matches(
-            proof(me.cluster_key, "firmware", self._challenge, reply.node_id, reply.incarnation), reply.proof
-        ):
+        elif not any_proof_matches(
+            (me.cluster_key, *me.also_accepted), "firmware", self._challenge, reply.node_id, reply.incarnation,
+            reply.proof,
+        ):  # fmt: skip
             self._refuse(Reason.WRONG_PROOF, f"node {reply.node_id} does not hold the cluster key")
         else:
             self._reply = reply
@@ -217,7 +221,11 @@ class PeerLink:
 
     def _on_rejected(self, event: CmEvent) -> None:
         refusal = VersionRefusal.parse(event.private_data)
-        if refusal is None:
+        double = IdentityRefusal.parse(event.private_data)
+        if double is not None:
+            text = f"node {double.node_id} is connected there on path {self._me.path} from another address"
+            self._refuse(Reason.DUPLICATE_IDENTITY, text)
+        elif refusal is None:
             self._refuse(Reason.REJECTED, f"firmware rejected the connection, reason {event.reason}")
         else:
             spoken = f"the firmware speaks version {refusal.version} of the well-known service"

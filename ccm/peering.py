@@ -25,6 +25,7 @@ from ccm.actions import (
 from ccm.exchange import Info, Manifest, PathInfo, Record, RecordKind, Seen, Sessions
 from ccm.failover import Failover
 from ccm.handshake import STAGE_LOADER, Step
+from ccm.needs import contradiction
 from ccm.pairing import Verdict
 from ccm.path import CONNECT_TIMEOUT_NS, POLL_NS, Input, Path, PathState
 from ccm.pathset import PathSet
@@ -105,7 +106,8 @@ class Peering:
             self._path_time(path, now=now)
         if self.settling.rebalance_at is not None and now >= self.settling.rebalance_at:
             self.settling.rebalance_at = None
-            self.sessions.rebalance()
+            if self.settling.may_move():
+                self.sessions.rebalance()
         closing = self.sessions.next_deadline()
         if closing is not None and now >= closing:
             self.settling.settle(now=now)
@@ -351,9 +353,15 @@ class Peering:
         if isinstance(body, Info):
             self.settling.on_info(record)
         elif isinstance(body, Manifest):
-            self.sessions.on_partner_manifest(body)
+            wrong = contradiction(body)
+            if wrong:
+                self.settling.refuse(0, Reason.NONE, f"the manifest names {wrong}")
+            else:
+                self.sessions.on_partner_manifest(body)
         elif isinstance(body, Sessions):
-            self.sessions.on_partner_sessions(body)
+            wrong = self.sessions.on_partner_sessions(body)
+            if wrong:
+                self.settling.refuse(0, Reason.NONE, wrong)
         elif isinstance(body, PathInfo):
             path = self.paths.get(record.index)
             if path is None:
@@ -393,6 +401,11 @@ class Peering:
         if path.proven:
             self.failover.lose(path, Reason.FENCED_BY_PARTNER, now=now)
         path.fence_epoch = event.epoch
+
+    def on_double(self, event: ev.DoubleRefused, *, now: Instant) -> None:
+        """Somebody else has the partner's node id: nothing changes, people must know."""
+        text = f"another node called as node {self.partner} on path {event.path}"
+        self.settling.refuse(event.path, Reason.DUPLICATE_IDENTITY, text)
 
     def on_vi_failed(self, event: ev.ViFailed, *, now: Instant) -> None:
         """A virtual interface failed: with its path, or alone (then only its session breaks)."""

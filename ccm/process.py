@@ -39,6 +39,7 @@ CONTROLS_MAX = 16
 REQUEST_BYTES_MAX = 65_536
 LOG_BYTES_MAX = 64 << 20
 """A log grows no larger; what comes later is counted and dropped."""
+JOURNAL_BYTES_MAX = 256 << 20
 _GC_THRESHOLD = 50_000
 
 
@@ -63,12 +64,31 @@ class JsonLog:
         os.close(self._fd)
 
 
+class JournalFile:
+    """The manager's journal as a file; of one that reaches JOURNAL_BYTES_MAX the beginning is kept."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._written = 0
+
+    def __call__(self, line: str) -> None:
+        """Writes one line."""
+        self._written += len(line) + 1
+        if self._written <= JOURNAL_BYTES_MAX:
+            os.write(self._fd, line.encode() + b"\n")
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._fd)
+
+
 class HostProcess:
     """The loop and what it waits on."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = config
         self._log = JsonLog(str(config["log"]), str(config["node"]))
+        self._journal = JournalFile(str(config["journal"])) if config.get("journal") else None
         self._node_memory = Memory.open_file(Path(config["node_memory"]), NODE_MEMORY_BYTES)
         self._nvram = Memory.open_file(Path(config["nvram"]), int(config["nvram_bytes"]))
         size = HEADER_BYTES + RECORDS_MAX * RECORD_BYTES
@@ -85,7 +105,7 @@ class HostProcess:
         self.host = Host(
             config, contexts, NodeMemory(self._node_memory), self._nvram, HistoryWriter(self._history),
             int(config.get("seed", 0)), log=self._log, reopen=self._reopen,
-            clock=time.monotonic_ns,
+            clock=time.monotonic_ns, journal=self._journal,
         )  # fmt: skip
 
     def run(self) -> None:
@@ -108,6 +128,8 @@ class HostProcess:
         with suppress(OSError):
             Path(self._config["control"]).unlink()
         self._epoll.close()
+        if self._journal is not None:
+            self._journal.close()
         self._log.close()
 
     def _turn(self) -> None:

@@ -52,3 +52,5 @@ class Reason(IntEnum):
     HOST_STOPPING = 22
     CLIENT_FAILED = 23
     """A callback of the client raised an exception."""
+    DUPLICATE_IDENTITY = 24
+    """Two nodes have one node id: the one that came second, with no later incarnation, is refused."""

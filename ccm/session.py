@@ -75,6 +75,10 @@ TABLE: dict[SessionInput, dict[SessionState, SessionState]] = {
 
 STRANDED_TIMEOUT_NS = 1_000 * MILLISECOND
 """How long a session whose path was lost waits for queue pairs on a path that has just come up."""
+EPOCH_JUMP_MAX = 1 << 24
+"""How far a partner's epoch may be ahead of the highest that we know. More than re-establishments explain is refused,
+or a partner gone mad would use up the numbers for good.
+"""
 CLOSE_TIMEOUT_NS = 500 * MILLISECOND
 """How long a closing side waits for its partner."""
 

@@ -24,7 +24,7 @@ from ccm.path import Path
 from ccm.pathset import PathSet
 from ccm.publisher import Publisher
 from ccm.reasons import Reason
-from ccm.session import STRANDED_TIMEOUT_NS, Phase, SessionCore, SessionInput, SessionState
+from ccm.session import EPOCH_JUMP_MAX, STRANDED_TIMEOUT_NS, Phase, SessionCore, SessionInput, SessionState
 from emul.clock import Instant, earliest
 
 
@@ -76,14 +76,17 @@ class SessionSet:
         """The partner's needs, as it published them."""
         self.partner_manifest = manifest
 
-    def on_partner_sessions(self, body: Sessions) -> None:
-        """Where the partner stands."""
+    def on_partner_sessions(self, body: Sessions) -> str:
+        """Where the partner stands; gives what of it is refused, in words."""
         self._partner_digest = body.digest
-        told = {entry.client: entry for entry in body.entries}
+        most = self._highest_epoch + EPOCH_JUMP_MAX
+        told = {entry.client: entry for entry in body.entries if entry.epoch <= most}
+        far = [entry.epoch for entry in body.entries if entry.epoch > most]
         for session in self.sessions.values():
             entry = told.get(session.client)
             session.partner_epoch = entry.epoch if entry is not None else 0
             session.partner_phase = Phase(entry.phase) if entry is not None else None
+        return f"session epoch {max(far)}, we are at {self._highest_epoch}" if far else ""
 
     def forget_partner(self) -> None:
         """The partner's host has another incarnation: what it said is void."""

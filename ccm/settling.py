@@ -11,7 +11,7 @@ from ccm.actions import Action, ConnectLanes, NotePathUp, NoteRefused
 from ccm.exchange import Info, LaneEntry, Record, RecordKind
 from ccm.path import Input, Path, PathState
 from ccm.pathset import PathSet
-from ccm.peerinfo import Agreement, Versions, agree, own_info
+from ccm.peerinfo import Agreement, Capability, Versions, agree, own_info
 from ccm.publisher import Publisher
 from ccm.reasons import Reason
 from ccm.sessions import SessionSet
@@ -56,6 +56,10 @@ class Settling:
         self._sessions.agreed = not self.agreement.refusal and not info.refusal
         if self.agreement.refusal:
             self.refuse(0, self.agreement.refusal, self.agreement.text)
+
+    def may_move(self) -> bool:
+        """Whether virtual interfaces may change their path in mid-stream: both sides can take that."""
+        return self.agreement is not None and Capability.VI_MOVE in self.agreement.capabilities
 
     def refuse(self, path: int, reason: Reason, text: str) -> None:
         """Counts and logs a refusal."""

@@ -333,6 +333,7 @@ class Adapter:
             self._counters["rx_bad_mad"] += 1
             return
         self.cm.on_message(*parsed, source, now=now)
+        self._after_firmware()
         self._after_cm(now)
 
     def on_doorbell(self, *, now: Instant) -> bool:

@@ -30,9 +30,10 @@ from emul.wellknown import (
     ConnectReply,
     ConnectRequest,
     FirmwareMessage,
+    IdentityRefusal,
     VersionRefusal,
+    any_proof_matches,
     proof,
-    proof_matches,
 )
 from emul.wire.mad import RDMA_CM_HEADER_BYTES, RdmaCmHeader, RejectReason, Req
 
@@ -55,6 +56,9 @@ class Identity:
     node_id: int
     adapter_index: int
     cluster_key: bytes
+    """What this adapter proves itself with, and accepts."""
+    also_accepted: tuple[bytes, ...] = ()
+    """Further keys that a caller may prove itself with, while the cluster changes its key."""
 
 
 @dataclass(slots=True)
@@ -81,6 +85,8 @@ class FirmwareLink:
         self.pd = pd
         self.qpn = 0
         self.proven = False
+        self.source = b""
+        """The caller's address."""
         memory = Memory.plain(2 * _PAGE_SIZE)
         self.buffers = regions.register(memory, pd=pd, access=AccessFlags.LOCAL_WRITE)
         self.regions: list[MemoryRegion] = [self.buffers]
@@ -181,6 +187,9 @@ class Firmware:
             if self.old_version is not None:
                 self._on_old()
             return self._refuse(RejectReason.CONSUMER, VersionRefusal(version).emit())
+        if self._is_double(request, source):
+            self.events.append(AsyncEvent(EventType.IDENTITY_REFUSED, fence_slot(request.node_id, request.path)))
+            return self._refuse(RejectReason.CONSUMER, IdentityRefusal(request.node_id).emit())
         if len(self._links) >= LINKS_MAX:
             return self._refuse(RejectReason.NO_QP)
         unproven = [link for link in self._links.values() if not link.proven]
@@ -191,6 +200,7 @@ class Firmware:
         link = FirmwareLink(
             number=number, request=request, pd=self._fresh_pd(), challenge=challenge, regions=self._regions
         )
+        link.source = source
         self._links[number] = link
         link.qpn = self._open_qp(link)
         reply = self._grant(link, request)
@@ -201,8 +211,11 @@ class Firmware:
         link = self._links.get(number)
         if link is None:
             return False
-        expected = proof(self._identity.cluster_key, "caller", link.challenge, link.partner_id, link.incarnation)
-        if not proof_matches(expected, private_data[:PROOF_BYTES]):
+        identity = self._identity
+        if not any_proof_matches(
+            (identity.cluster_key, *identity.also_accepted), "caller", link.challenge, link.partner_id,
+            link.incarnation, private_data[:PROOF_BYTES],
+        ):  # fmt: skip
             self.refused += 1
             return False
         for other in list(self._links.values()):
@@ -268,6 +281,17 @@ class Firmware:
 
     def _passed(self, adapter: int, turn: int) -> bool:
         return self._node.turn(adapter) != turn or not self._node.adapter_alive(adapter)
+
+    def _is_double(self, request: ConnectRequest, source: bytes) -> bool:
+        """Whether the caller has the identity of a partner that is connected from another address.
+
+        A later incarnation may come from anywhere: it is the one that counts from then on.
+        """
+        return any(
+            link.proven and link.source != source and link.incarnation >= request.incarnation
+            and (link.partner_id, link.path) == (request.node_id, request.path)
+            for link in self._links.values()
+        )  # fmt: skip
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 

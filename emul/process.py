@@ -63,7 +63,12 @@ class AdapterProcess:
         self._doorbell_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._host_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._facts = _port_facts(config, port)
-        self._identity = Identity(_int(config["node_id"]), self._index, str(config["cluster_key"]).encode())
+        accepted = config.get("cluster_keys_accepted", ())
+        assert isinstance(accepted, list | tuple)
+        self._identity = Identity(
+            _int(config["node_id"]), self._index, str(config["cluster_key"]).encode(),
+            tuple(str(other).encode() for other in accepted),
+        )  # fmt: skip
         self._adapter = self._make_adapter()
         self._listener = _listen(str(config["control"]))
         self._channels: list[socket.socket] = []

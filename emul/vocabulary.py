@@ -183,6 +183,8 @@ class EventType(IntEnum):
     """A partner wrote into its exchange area of this node: `element` is the partner's node id."""
     PATH_FENCED = 0x101
     """A partner raised a fence through this node's firmware: `element` is the fence slot."""
+    IDENTITY_REFUSED = 0x102
+    """Somebody else called by the name of a connected partner, and was refused: `element` is the fence slot."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,8 +113,27 @@ class VersionRefusal:
         """None for anything that is not such a refusal."""
         if len(data) < _REFUSAL.size:
             return None
-        magic, version, _ = _REFUSAL.unpack_from(data)
-        return cls(version) if magic == _MAGIC else None
+        magic, version, why = _REFUSAL.unpack_from(data)
+        return cls(version) if magic == _MAGIC and why == 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityRefusal:
+    """Private data of REJ: node `node_id` is connected on this path from another address."""
+
+    node_id: int
+
+    def emit(self) -> bytes:
+        """8 bytes, fits a REJ (148)."""
+        return _REFUSAL.pack(_MAGIC, self.node_id, 1)
+
+    @classmethod
+    def parse(cls, data: bytes) -> IdentityRefusal | None:
+        """None for anything that is not such a refusal."""
+        if len(data) < _REFUSAL.size:
+            return None
+        magic, node_id, why = _REFUSAL.unpack_from(data)
+        return cls(node_id) if magic == _MAGIC and why == 1 else None
 
 
 def proof(key: bytes, role: str, challenge: bytes, node_id: int, incarnation: int) -> bytes:
@@ -129,6 +148,13 @@ def proof(key: bytes, role: str, challenge: bytes, node_id: int, incarnation: in
 def proof_matches(expected: bytes, got: bytes) -> bool:
     """Compares in constant time."""
     return hmac.compare_digest(expected, got)
+
+
+def any_proof_matches(
+    keys: tuple[bytes, ...], role: str, challenge: bytes, node_id: int, incarnation: int, got: bytes
+) -> bool:
+    """Whether `got` is a proof with one of `keys`; takes as long with the first as with the last."""
+    return any([proof_matches(proof(key, role, challenge, node_id, incarnation), got) for key in keys])
 
 
 MESSAGE_FENCE = 1

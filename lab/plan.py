@@ -115,8 +115,10 @@ class Plan:
                 "storage_os_ns": plan.boot.storage_os_ns,
             },
             "cluster_key": self.topology.cluster_key,
+            "cluster_keys_accepted": list(self.topology.cluster_keys_accepted),
             "seed": seed,
             "log": str(directory / "host.log"),
+            "journal": str(directory / "journal.log") if self.topology.journal else None,
         }
 
     def adapter_config(self, node: str, adapter: str, state: Path, *, wire: str = "auto") -> dict[str, object]:
@@ -138,6 +140,7 @@ class Plan:
             "nvram": str(directory / "nvram.img"),
             "nvram_bytes": self.topology.nodes[node].nvram_bytes,
             "cluster_key": self.topology.cluster_key,
+            "cluster_keys_accepted": list(self.topology.cluster_keys_accepted),
             "log": str(directory / f"{adapter}.log"),
         }
 

@@ -98,6 +98,10 @@ class Topology:
     cluster_key: str = DEFAULT_CLUSTER_KEY
     source: Path | None = None
     """The file it was read from; None for one made in a program."""
+    cluster_keys_accepted: tuple[str, ...] = ()
+    """Accepted besides `cluster_key`, while the cluster changes its key."""
+    journal: bool = False
+    """Whether the hosts write down all that their managers are told and want (ccm.journal)."""
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Topology:

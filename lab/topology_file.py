@@ -89,6 +89,10 @@ class CableModel(FileModel):
     rate: Rate | None = None
 
 
+KEYS_ACCEPTED_MAX = 2
+"""Cluster keys accepted besides the one that a node proves itself with: the former one, or the next."""
+
+
 class TopologyModel(FileModel):
     """A cluster: nodes, switches and the cables between them."""
 
@@ -99,6 +103,10 @@ class TopologyModel(FileModel):
     switches: list[str] = Field(default_factory=list)
     cables: dict[str, Annotated[CableModel, BeforeValidator(_from_short_form)]] = Field(default_factory=dict)
     cluster_key: str = Field(default=DEFAULT_CLUSTER_KEY, min_length=1, max_length=64)
+    cluster_keys_accepted: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(
+        default_factory=list, max_length=KEYS_ACCEPTED_MAX
+    )
+    journal: bool = False
 
 
 def load_topology(name_or_path: str | Path) -> Topology:
@@ -126,7 +134,10 @@ def _build(document: Document, source: Path | None) -> Topology:
     if problems:
         raise InputError.several(in_file_order(problems))
     built = {name: Cable(name, cables.ends[name], cable.delay, cable.rate) for name, cable in model.cables.items()}
-    topology = Topology(model.name, nodes, tuple(model.switches), built, model.cluster_key, source)
+    topology = Topology(
+        model.name, nodes, tuple(model.switches), built, model.cluster_key, source, tuple(model.cluster_keys_accepted),
+        model.journal,
+    )
     plan = Plan(topology)
     lonely = [node for node in nodes.values() if node.clients and not plan.partners(node.name)]
     if lonely:

@@ -22,6 +22,7 @@ from ccm.driver.peers import PeerDriver
 from ccm.driver.sessions import SessionDriver
 from ccm.driver.wiring import DriverConfig, Log, Wiring
 from ccm.history import HistoryWriter
+from ccm.journal import JournalledManager
 from ccm.manager import Manager
 from ccm.needs import NeedsError
 from ccm.peering import PartnerConfig
@@ -42,7 +43,8 @@ class Driver:
     """Executes one manager's actions.
 
     `log` takes a word and fields for each thing worth a line. `reopen` gives a new way to an adapter that died. `clock`
-    is read in the midst of long turns, where time passes by itself; the simulator's doesn't.
+    is read in the midst of long turns, where time passes by itself; the simulator's doesn't. `journal` takes the lines
+    of the manager's journal.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Driver:
         now: Instant,
         reopen: Callable[[int], Context] | None = None,
         clock: Callable[[], int] | None = None,
+        journal: Callable[[str], None] | None = None,
     ) -> None:
         self._wiring = wiring = Wiring(config, incarnation, node_memory, history, clients, log, now=now)
         wiring.ports = [None] * len(contexts)
@@ -76,7 +79,14 @@ class Driver:
             PartnerConfig(node, name, tuple((path.index, path.adapter) for path in paths))
             for node, (name, paths) in config.partners.items()
         ]
-        self.manager = Manager(config.node_id, config.name, incarnation, partners, node_memory.session_epoch, now=now)
+        known_epoch = node_memory.session_epoch
+        self.manager = (
+            Manager(config.node_id, config.name, incarnation, partners, known_epoch, now=now)
+            if journal is None
+            else JournalledManager(
+                config.node_id, config.name, incarnation, partners, known_epoch, now=now, write=journal
+            )
+        )
 
     # turns
 
@@ -281,6 +291,10 @@ class Driver:
             if partner in self._wiring.partners:
                 epoch = self._wiring.node.fence_epoch(event.element)
                 self._wiring.tell(ev.FencedByPartner(partner, path, epoch))
+        elif kind is EventType.IDENTITY_REFUSED:
+            partner, path = divmod(event.element, PATHS_MAX)
+            if partner in self._wiring.partners:
+                self._wiring.tell(ev.DoubleRefused(partner, path))
         elif kind is EventType.CQ_ERR:
             # Nothing more will ever complete there, and all queue pairs to come would use it too.
             self._wiring.log("cq.lost", {"adapter": index})

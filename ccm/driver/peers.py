@@ -135,6 +135,7 @@ class PeerDriver:
             config.node_id,
             wiring.incarnation,
             config.cluster_key,
+            config.also_accepted,
             action.partner,
             action.path,
             wiring.paths[key].remote,

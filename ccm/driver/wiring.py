@@ -41,6 +41,8 @@ class DriverConfig:
     partners: Mapping[int, tuple[str, tuple[PathConfig, ...]]]
     client_ids: Mapping[str, int]
     """Client name -> number in the history."""
+    also_accepted: tuple[bytes, ...] = ()
+    """Further cluster keys that partners may prove themselves with, while the cluster changes its key."""
 
 
 class Wiring:

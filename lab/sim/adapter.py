@@ -33,7 +33,7 @@ class SimAdapter:
         port: PortPlan,
         *,
         node_id: int,
-        cluster_key: str,
+        cluster_keys: tuple[str, ...],
         node_memory: NodeMemory,
         scheduler: Scheduler,
         rng: Callable[[int], random.Random],
@@ -45,7 +45,8 @@ class SimAdapter:
         self.cable: Cable | None = None
         self.card: Adapter | None = None
         """None while the adapter is dead."""
-        self._identity = Identity(node_id, port.index, cluster_key.encode())
+        key, *accepted = (each.encode() for each in cluster_keys)
+        self._identity = Identity(node_id, port.index, key, tuple(accepted))
         self._node_memory = node_memory
         self._scheduler = scheduler
         self._rng = rng

@@ -46,6 +46,8 @@ class SimNode:
         self.host: Host | None = None
         """None while the host is down."""
         self.paused = False
+        self.journal: list[str] = []
+        """Lines of the managers' journal, if the topology wants one."""
         self._number = node.id
         self._scheduler = scheduler
         self._streams = streams
@@ -65,7 +67,7 @@ class SimNode:
             adapter: SimAdapter(
                 plan.ports[name, adapter],
                 node_id=node.id,
-                cluster_key=plan.topology.cluster_key,
+                cluster_keys=(plan.topology.cluster_key, *plan.topology.cluster_keys_accepted),
                 node_memory=self.memory,
                 scheduler=scheduler,
                 rng=partial(_card_stream, streams, f"adapter/{name}.{adapter}"),
@@ -91,7 +93,10 @@ class SimNode:
         contexts = [Context(device) for device in self._devices.values()]
         seed = self._streams.number(f"host/{self.name}/{self._boots}")
         history = HistoryWriter(self.history)
-        host = Host(self._config, contexts, self.memory, self.nvram, history, seed, reopen=self._reopen)
+        host = Host(
+            self._config, contexts, self.memory, self.nvram, history, seed, reopen=self._reopen,
+            journal=self.journal.append if self._config["journal"] else None,
+        )  # fmt: skip
         self.host = host
         self._scheduler.trace(What.HOST, self._number, self._boots)
         host.start(self._scheduler.now)

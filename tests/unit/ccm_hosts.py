@@ -30,10 +30,12 @@ class TwoHosts:
     def __init__(
         self, clients: Sequence[Sequence[Client]] = ((), ()), *, paths: int = 2, named: Sequence[str] = (),
         seed: int = 1, keys: tuple[str, str] = ("key", "key"),
+        accepted: tuple[tuple[str, ...], tuple[str, ...]] = ((), ()),
     ) -> None:  # fmt: skip
         self.now = Instant(10 * MILLISECOND)
         self.paths = paths
         self.keys = keys
+        self.accepted = accepted
         self.carrier = [True] * paths
         self.hosts: list[Host | None] = [None, None]
         self.filter: Callable[[int, int, bytes], bool] = lambda path, sender, frame: True
@@ -121,7 +123,9 @@ class TwoHosts:
     def _adapter(self, node: int, path: int, seed: int) -> Adapter:
         return Adapter(
             port=PortFacts(bytes([2, 0, 0, 0, path, node]), ipv4_bytes(_address(node, path)), 4200),
-            identity=Identity(node + 1, path, self.keys[node].encode()),
+            identity=Identity(
+                node + 1, path, self.keys[node].encode(), tuple(key.encode() for key in self.accepted[node])
+            ),
             node_memory=self.memories[node],
             rng=random.Random(f"{seed}/{node}/{path}"),
             wake_host=lambda: None,
@@ -149,6 +153,7 @@ class TwoHosts:
             "clients": list(self._named),
             "boot": {"loader_ns": MILLISECOND, "kernel_ns": MILLISECOND, "storage_os_ns": MILLISECOND},
             "cluster_key": self.keys[node],
+            "cluster_keys_accepted": list(self.accepted[node]),
         }
 
 

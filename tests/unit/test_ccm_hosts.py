@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zlib
 
+import pytest
+
 from ccm.client import Client
 from ccm.clients.failover_monitor import STALL_NS
 from ccm.clients.load import record_is_whole
@@ -11,6 +13,7 @@ from ccm.history import Kind
 from ccm.needs import Needs
 from emul.clock import MILLISECOND, SECOND
 from emul.node_memory import Stage
+from emul.wire.headers import Opcode
 from tests.unit.ccm_hosts import NVRAM_BYTES, TwoHosts
 
 SHIPPED = ("nvram-mirror", "echo")
@@ -107,6 +110,61 @@ def test_a_partner_with_old_firmware_is_refused_with_both_versions_until_it_is_b
     for adapter in world.adapters[1]:
         adapter.heal(now=world.now)
     assert world.run(3 * SECOND, lambda: bool(world.history(0, Kind.READY_ALERT)))
+
+
+BTH_AT = 14 + 20 + 8
+MAD_ATTRIBUTE_AT = BTH_AT + 12 + 8 + 16
+OLD, NEW = "the former key", "the next key"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((OLD,), (OLD, NEW)),
+        ((OLD, NEW), (OLD, NEW)),
+        ((OLD, NEW), (NEW, OLD)),
+        ((NEW, OLD), (NEW, OLD)),
+        ((NEW, OLD), (NEW,)),
+    ],
+    ids=["accept the next", "all accept it", "prove with it", "all prove with it", "forget the former"],
+)
+def test_the_key_changes_node_by_node_and_sessions_open_at_every_point(first, second):
+    """The first key of each is what a node proves itself with, the others are accepted too."""
+    world = TwoHosts(named=SHIPPED, keys=(first[0], second[0]), accepted=(first[1:], second[1:]))
+    world.boot()
+    assert world.run(SECOND, lambda: all(len(world.history(node, Kind.READY_ALERT)) == 2 for node in (0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [((OLD,), (NEW, OLD)), ((OLD,), (NEW,))], ids=["a step left out", "no key in common"]
+)
+def test_a_key_that_the_partner_was_not_told_of_opens_nothing(first, second):
+    world = TwoHosts(named=SHIPPED, keys=(first[0], second[0]), accepted=(first[1:], second[1:]))
+    world.boot()
+    world.run(SECOND)
+    assert not [entry for node in (0, 1) for entry in world.history(node, Kind.READY_ALERT)]
+    assert "WRONG_PROOF" in {fields.get("reason") for word, fields in world.logs[0] if word == "refused"}
+
+
+def test_a_second_node_of_the_same_id_is_refused_and_both_sides_say_why():
+    """As if another machine with b's node id, in a later incarnation, were connected to a when b calls."""
+    world = TwoHosts(named=SHIPPED)
+    world.boot()
+    assert world.run(SECOND, lambda: all(len(world.history(node, Kind.READY_ALERT)) == 2 for node in (0, 1)))
+    world.hosts[1] = None
+    parting = b"\x00\x15"  # DREQ: the other machine does not part
+    world.filter = lambda path, sender, frame: not (
+        frame[BTH_AT] == Opcode.UD_SEND_ONLY and frame[MAD_ATTRIBUTE_AT : MAD_ATTRIBUTE_AT + 2] == parting
+    )
+    for adapter in world.adapters[0]:
+        for link in adapter._firmware._links.values():
+            link.source, link.incarnation = b"elsewhere", 99
+    world.boot(1)
+    world.run(300 * MILLISECOND)
+    for node, text in ((1, "connected there"), (0, "another node called")):
+        told = [fields for word, fields in world.logs[node] if word == "refused"]
+        assert any(f["reason"] == "DUPLICATE_IDENTITY" and text in str(f["text"]) for f in told), told
+    assert len(world.history(1, Kind.READY_ALERT)) == 2, "it got no session"
 
 
 class Clumsy(Client):

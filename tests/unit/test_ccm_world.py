@@ -13,6 +13,7 @@ from ccm.handshake import Step
 from ccm.liveness import ALONE_LIMIT_NS, BUSY_FOR_NS, IDLE_PROBE_INTERVAL_NS
 from ccm.needs import Needs, client_key
 from ccm.path import PathState
+from ccm.peerinfo import Capability
 from ccm.reasons import Reason
 from emul.clock import MILLISECOND, SECOND
 from tests.unit.ccm_world import World, check_alerts
@@ -364,6 +365,36 @@ def test_no_common_version_is_refused_with_the_reason_on_both_sides():
         assert agreement.refusal is Reason.NO_COMMON_VERSION
         assert all(each in agreement.text for each in ranges)
         assert not world.actions(node, ac.OpenLanes, ac.AlertReady), "no virtual interface before the agreement"
+
+
+@pytest.mark.parametrize("raised", [1, 2])
+def test_two_versions_that_do_not_meet_talk_after_one_side_was_renewed(raised):
+    world = World(2)
+    world.versions = {1: (1, 1), 2: (2, 3)}
+    world.boot(1)
+    world.boot(2)
+    world.run(300 * MILLISECOND)
+    for node in (1, 2):
+        assert world.hardware[node].manager.peerings[3 - node].settling.agreement.refusal is Reason.NO_COMMON_VERSION
+    world.versions[raised] = {1: (1, 2), 2: (1, 3)}[raised]
+    world.crash(raised)
+    world.boot(raised)
+    assert world.run(SECOND, lambda: converged(world)), world.describe()
+    check_alerts(world)
+
+
+def test_interfaces_stay_where_they_are_with_a_partner_that_can_not_take_a_move(monkeypatch):
+    monkeypatch.setattr("ccm.peerinfo.OWN_CAPABILITIES", Capability.FIRMWARE_FENCE)
+    world = World(1, needs={"one": Needs(vis=4)})
+    for node in world.hardware:
+        world.boot(node)
+    assert world.run(SECOND, lambda: converged(world))
+    world.cut_cable(1, 2, 0)
+    world.run(50 * MILLISECOND)
+    world.restore_cable(1, 2, 0)
+    world.run(SECOND)
+    assert converged(world) and not world.actions(1, ac.Move) and not world.actions(2, ac.Move)
+    assert set(world.session(1, 2, "one").routes.values()) == {1}, "failing over needs no capability"
 
 
 def test_the_highest_common_version_is_agreed():

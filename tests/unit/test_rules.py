@@ -27,6 +27,7 @@ IMPURE = (
     "emul.port",
     "emul.process",
     "emul.service_port",
+    "ccm.journal.__main__",
     "ccm.process",
 )
 """Modules of emul and ccm that may touch the world; all others are pure. A package stands for what is in it."""

@@ -113,6 +113,45 @@ def test_a_caller_with_the_wrong_key_reaches_nothing() -> None:
     assert pair.adapters[1].counters()["firmware_refused"] == 1
 
 
+def test_a_proof_of_an_earlier_connection_is_worth_nothing_in_the_next() -> None:
+    pair = AdapterPair()
+    first = connected(pair)
+    assert first.reply is not None
+    again = Caller(pair)
+    again.call()
+    again.cm.establish(proof(KEY, "caller", first.reply.challenge, 1, 1))  # as it was recorded
+    assert again.read_status() is WCStatus.RETRY_EXC_ERR
+    assert pair.adapters[1].counters()["firmware_refused"] == 1
+    assert isinstance(first.read_status(), BootStatus), "and the connection that is there stays"
+
+
+def test_what_the_firmware_proves_itself_with_is_no_proof_of_the_caller() -> None:
+    """Reflection: the stranger hands the firmware's challenge to a firmware, and gives back what that answers."""
+    pair = AdapterPair()
+    stranger = Caller(pair)
+    stranger.call()
+    assert stranger.reply is not None
+    for challenge in (CHALLENGE, stranger.reply.challenge):
+        reflected = proof(KEY, "firmware", challenge, 1, 1)
+        caller = Caller(pair)
+        caller.call()
+        caller.cm.establish(reflected)
+        assert caller.read_status() is WCStatus.RETRY_EXC_ERR
+
+
+def test_a_second_caller_of_one_identity_is_rejected_unless_it_is_a_later_incarnation() -> None:
+    pair = AdapterPair()
+    first = connected(pair)
+    for link in pair.adapters[1]._firmware._links.values():
+        link.source = b"another address"
+    second = Caller(pair)
+    assert second.call() == [CmEventType.REJECTED]
+    assert pair.contexts[1].get_async_events() == [AsyncEvent(EventType.IDENTITY_REFUSED, fence_slot(1, 0))]
+    assert isinstance(first.read_status(), BootStatus), "the one that was there first stays"
+    later = Caller(pair)
+    assert later.call(private_data=ConnectRequest(1, 0, 2, CHALLENGE).emit()) == [CmEventType.REPLY]
+
+
 def test_nothing_is_reached_before_the_proof_has_come() -> None:
     pair = AdapterPair()
     caller = Caller(pair)
