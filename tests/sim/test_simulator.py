@@ -196,7 +196,7 @@ def card(scheduler: Scheduler, node: str, number: int, woken: list[str]) -> SimA
     memory = NodeMemory(Memory.plain(NODE_MEMORY_BYTES))
     memory.power_on()
     return SimAdapter(
-        port, node_id=number, cluster_key="key", node_memory=memory, scheduler=scheduler,
+        port, node_id=number, cluster_keys=("key",), node_memory=memory, scheduler=scheduler,
         rng=lambda generation: random.Random(f"{node}{generation}"), lateness=lambda: 0,
         wake_host=lambda: woken.append(node),
     )  # fmt: skip
