@@ -41,8 +41,8 @@ from tests.softroce.middle import Middle, raw_socket
 OURS, THEIRS = {4: "10.77.0.1", 6: "fd00:77::1"}, {4: "10.77.0.9", 6: "fd00:77::9"}
 PREFIX = {4: 24, 6: 64}
 MAC = b"\x02\0\0\0\0\x01"
-MTU_PACKET, MTU_XDP = 4200, 2200
-"""Interface MTUs: for path MTU 4096, and the most that a single buffer of AF_XDP holds on a veth, for 2048."""
+INTERFACE_MTU = 4200
+"""Of the interfaces: for path MTU 4096. What rdma_cm asks for follows from it, so that both ends have the same."""
 GROUP = 7
 SLOTS = 64
 REGION_BYTES = 1 << 18
@@ -278,7 +278,7 @@ class Peer:
         self.namespace = Namespace()
         with self.namespace.entered():
             tap = open_tap("tap0")
-            _set_mtu("tap0", MTU_PACKET)
+            _set_mtu("tap0", INTERFACE_MTU)
         self.namespace.set_up("tap0", True)
         with self.namespace.entered():
             self.socket = raw_socket("tap0")
@@ -294,7 +294,7 @@ class Peer:
 
     def _configure(self) -> None:
         run = self.guest.run
-        run("ip", "link", "set", INTERFACE, "mtu", str(MTU_PACKET), "up")
+        run("ip", "link", "set", INTERFACE, "mtu", str(INTERFACE_MTU), "up")
         for family, address in THEIRS.items():
             nodad = ("nodad",) if family == 6 else ()
             run("ip", "address", "add", f"{address}/{PREFIX[family]}", "dev", INTERFACE, *nodad)
@@ -319,12 +319,11 @@ class World:
 
     def __init__(self, peer: Peer, wire: str) -> None:
         self.peer, self.guest, self.wire = peer, peer.guest, wire
-        self.mtu = MTU_XDP if wire == "xdp" else MTU_PACKET
         self.home = Namespace()
         with peer.namespace.entered():
             connection = netlink.Netlink()
             veth = netlink.node_veth(
-                index=10, name="ic0", mac=MAC, mtu=self.mtu, namespace=self.home.fd,
+                index=10, name="ic0", mac=MAC, mtu=INTERFACE_MTU, namespace=self.home.fd,
                 peer_index=socket.if_nametoindex("tap0") + 100, peer_name="middle0", group=GROUP,
             )  # fmt: skip
             connection.apply([veth, netlink.group_up(GROUP)])
