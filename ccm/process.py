@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from errno import ETIMEDOUT
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,8 @@ class HostProcess:
         self._completions: dict[int, int] = {}
         """Event descriptor -> adapter."""
         self._watched: dict[int, tuple[Context, list[int]]] = {}
+        self._opening: dict[int, SocketDevice] = {}
+        """Adapters that were asked whether they are there and have not answered yet."""
         self._terminate = False
         contexts = self._open_all(len(config["adapters"]))
         self.host = Host(
@@ -191,8 +194,21 @@ class HostProcess:
                 time.sleep(RETRY_S)
 
     def _reopen(self, index: int) -> Context:
-        """A new way to an adapter that was replaced."""
-        return self._open(index)
+        """A new way to an adapter that was replaced, or that hung. Raises DeviceGone while it doesn't answer; nothing
+        else waits for it meanwhile.
+        """
+        device = self._opening.pop(index, None)
+        if device is None:
+            device = SocketDevice(str(self._config["adapters"][index]["control"]))
+        try:
+            answers = device.answers()
+        except DeviceGone:
+            device.close()
+            raise
+        if not answers:
+            self._opening[index] = device
+            raise DeviceGone(ETIMEDOUT, f"adapter {index} does not answer yet")
+        return Context(device)
 
     def _watch_adapters(self) -> None:
         """Waits on the adapters that are there now, and no longer on those that died (theirs would always be

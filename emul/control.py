@@ -25,6 +25,10 @@ from emul.vocabulary import AsyncEvent, EventType
 
 MESSAGE_BYTES_MAX = 65_536
 DESCRIPTORS_MAX = 4
+PING_WAIT_MS = 5
+STILL_MAX_MS = 400
+"""How long a verb waits for an adapter that gives no sign of running at all: it shows itself every 10 ms."""
+_SLICE_MS = 50
 ANSWER_TIMEOUT_MS = 2_000
 """How long a slow verb may take; an adapter that is silent for longer counts as dead."""
 CONNECT_PAUSE_S = 0.001
@@ -73,6 +77,9 @@ class SocketDevice:
         self._memory: Memory | None = None
         self._doorbell_fd = -1
         self._next_id = 1
+        self._ping_id = 0
+        self._answered = False
+        """The first question was answered (`answers`)."""
         self._gone = False
         self.event_fd = -1
         # What is read from the channel while a slow verb waits for its answer makes no channel readable any more: a
@@ -194,6 +201,7 @@ class SocketDevice:
         try:
             send_message(self._channel, {**request, "id": number}, fds)
             while True:
+                self._await_answer()
                 received = receive_message(self._channel)
                 if received is None:
                     raise ConnectionResetError(104, "end of channel")
@@ -204,6 +212,40 @@ class SocketDevice:
         except OSError as error:
             self._lose()
             raise DeviceGone(error.errno or ETIMEDOUT, f"the adapter at {self._path} does not answer") from error
+
+    def _await_answer(self) -> None:
+        """Until something has come. Raises TimeoutError: a card that stands still gets less time than one that is only
+        slow, as its host must not stand still with it.
+        """
+        beats, still_ms = self._beats(), 0
+        for _ in range(ANSWER_TIMEOUT_MS // _SLICE_MS):
+            if self._poll.poll(_SLICE_MS):
+                return
+            before, beats = beats, self._beats()
+            still_ms = still_ms + _SLICE_MS if beats == before else 0
+            if self._doorbells is not None and still_ms >= STILL_MAX_MS:
+                break
+        raise TimeoutError(ETIMEDOUT, "no answer in time")
+
+    def _beats(self) -> int:
+        return self._doorbells.beats() if self._doorbells is not None else 0
+
+    def answers(self) -> bool:
+        """Whether the adapter has answered a first question, which the first call asks, without waiting for it longer
+        than a few milliseconds. Raises DeviceGone when it has died meanwhile.
+        """
+        first = self._ping_id == 0
+        try:
+            if first:
+                self._ping_id, self._next_id = self._next_id, self._next_id + 1
+                send_message(self._channel, {"op": "ping", "id": self._ping_id}, [])
+            self._poll.poll(PING_WAIT_MS if first else 0)
+        except OSError:
+            self._lose()
+        self._drain()
+        if self._gone:
+            raise DeviceGone(ENODEV, f"the adapter at {self._path} is dead")
+        return self._answered
 
     def _drain(self) -> None:
         if self._gone:
@@ -229,6 +271,8 @@ class SocketDevice:
         os.eventfd_write(self._queued_fd, 1)
 
     def _take_event(self, message: dict[str, object]) -> None:
+        if self._ping_id and message.get("id") == self._ping_id:
+            self._answered = True
         fields = message.get("event") or message.get("cm_event")
         if not isinstance(fields, list):
             return

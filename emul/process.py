@@ -115,6 +115,8 @@ class AdapterProcess:
         """Turns until told to stop."""
         while self.running:
             now = time.monotonic_ns()
+            if self._adapter.host is not None and not self._adapter.faults.hung:
+                self._adapter.host.doorbells.beat()
             if not self._take_turn(Instant(now)):
                 self._sleep(now)
 
@@ -329,6 +331,9 @@ class AdapterProcess:
         if request.get("op") == "inspect":  # for anybody who looks, host or not
             facts = {"wire": self._port.wire, "port": self._port.counters(), "counters": self.counters()}
             send_message(channel, {**facts, "qps": self._adapter.inspect(), "at": now, "id": number}, [])
+            return
+        if request.get("op") == "ping":
+            send_message(channel, {"id": number}, [])
             return
         memories, failure = [], None
         for fd in fds:

@@ -15,7 +15,7 @@ Layouts, little-endian; every ring begins with a header of 64 bytes:
               further SGEs of 16 from byte 32
     completion header: consumed u32, armed u32 (1 any, 2 solicited). Entries of 32: wr_id u64, byte_len u32,
               qp_num u32, imm u32, status u8, opcode u8, flags u8, -, -, stamp u32
-    doorbell  header: sleeping u32. Entries of 8: qp_num u32, stamp u32
+    doorbell  header: sleeping u32, beats u32. Entries of 8: qp_num u32, stamp u32
 """
 
 from __future__ import annotations
@@ -361,6 +361,14 @@ class DoorbellRing:
             self._index = stamp
             return -1
         return None
+
+    def beat(self) -> None:
+        """Adapter: shows that it runs."""
+        self._head[1] = (self._head[1] + 1) & _MASK
+
+    def beats(self) -> int:
+        """Host: a number that changes for as long as the adapter runs."""
+        return self._head[1]
 
     def set_sleeping(self, sleeping: bool) -> None:
         """Adapter: says before it sleeps that it wants to be woken, and looks at the ring once more after that."""

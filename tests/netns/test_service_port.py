@@ -12,6 +12,7 @@ import pytest
 from emul.control import SocketDevice
 from emul.errors import DeviceGone, RDMAError
 from emul.service_port import ServicePort
+from emul.verbs import Context
 from emul.vocabulary import WCStatus
 from tests.helpers.network import wait_until
 from tests.netns.test_adapter_process import RealAdapters, completed, write
@@ -48,18 +49,34 @@ def test_a_hung_card_answers_its_service_port_alone_and_verbs_when_it_goes_on(ad
     a, b = adapters.parties()
     with service(adapters, 1) as port:
         port.inject("hang")
-        answered: list[object] = []
-        verb = threading.Thread(target=lambda: answered.append(b.context.query_port(1)))
-        verb.start()
         a.mr.write(b"patience", 8)
         a.qp.post_write(1, a.mr.buf, 8, a.mr.lkey, b.mr.buf, b.mr.rkey)
         wait_until(lambda: port.faults()[0]["fired"] > 1, "frames are lost")
-        assert not answered
+        answered: list[object] = []
+        verb = threading.Thread(target=lambda: answered.append(b.context.query_port(1)))
+        verb.start()
         port.heal()
     verb.join()
     assert len(answered) == 1
     assert completed(a) == [WCStatus.SUCCESS]
     assert b.mr.read(8, 0) == b"patience"
+
+
+def test_a_host_gives_up_a_card_that_hangs_and_finds_it_again_without_waiting(adapters: RealAdapters) -> None:
+    b = adapters.attach(1)
+    with service(adapters, 1) as port:
+        port.inject("hang")
+        with pytest.raises(DeviceGone, match="does not answer"):
+            b.query_port(1)
+        device = SocketDevice(str(adapters.directory / "1.sock"))
+        assert not device.answers()
+        assert not device.answers()
+        port.heal()
+        wait_until(device.answers, "the card answers")
+    again = Context(device)
+    again.attach(1)
+    assert again.query_port(1)
+    again.close()
 
 
 def test_a_reset_takes_the_hosts_things_and_the_next_attach_works(adapters: RealAdapters) -> None:
