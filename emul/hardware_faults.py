@@ -22,7 +22,7 @@ from emul.vocabulary import QPState, WCOpcode, WCStatus
 from emul.wire.frame import Accepted
 from emul.wire.headers import IMM_BYTES, RETH, RETH_BYTES, Opcode
 
-ARMED_MAX = 256
+ARMED_MAX = 128
 """Faults that one adapter keeps, those that are over included."""
 HELD_MAX = 4096
 """Frames, packets or doorbells that wait for a slow card; what comes beyond is lost, as in a receive buffer."""
@@ -174,7 +174,7 @@ class HardwareFaults:
         """By the completion queue's identity, while completions are led through here."""
         self._dead_sinks: list[CompletionSink] = []
         self._late: deque[tuple[Instant, bytes | int]] = deque()
-        self._stalled: deque[tuple[Instant | None, int, bytes, Accepted]] = deque()
+        self._stalled: deque[tuple[Instant | None, bytes, Accepted]] = deque()
         self._look_at: Instant | None = None
         self._doomed_key = 0
         self._releasing = False
@@ -443,6 +443,10 @@ class HardwareFaults:
         return int(active[-1].values[key]) if active else None
 
     def _release_what_nobody_holds(self) -> None:
+        if not any("delay_ns" not in fault.values for fault in self._by_kind.get("dma_stall", ())):
+            # Of two stalls only the one that had no end is over: what it held goes on in its turn.
+            now, stalled = self.now, self._stalled
+            self._stalled = deque((now if due is None else due, frame, accepted) for due, frame, accepted in stalled)
         if self.hung:
             return
         if not self._by_kind.get("slow"):
@@ -514,21 +518,18 @@ class HardwareFaults:
         return True
 
     def _stalls(self, qp: QueuePair, opcode: int, frame: bytes, accepted: Accepted) -> bool:
-        if opcode in _ANSWERS or not (self._stalled or self._by_kind.get("dma_stall")):
+        if opcode in _ANSWERS:
             return False
-        behind = any(number == qp.number for _, number, _, _ in self._stalled)
         fault = next((f for f in self._by_kind.get("dma_stall", ()) if self._aims_at(f, qp.number)), None)
-        if fault is None and not behind:
+        if fault is None:
             return False
         if len(self._stalled) >= HELD_MAX:
             self._counters["fault_held_overflow"] += 1
             return True
-        due: Instant | None = self.now
-        if fault is not None:
-            delay = fault.values.get("delay_ns")
-            due = None if delay is None else after(self.now, int(delay))
-            self.fire(fault)
-        self._stalled.append((due, qp.number, frame, accepted))
+        delay = fault.values.get("delay_ns")
+        due = None if delay is None else after(self.now, int(delay))
+        self.fire(fault)
+        self._stalled.append((due, frame, accepted))
         return True
 
     def _release_late(self, until: Instant | None) -> None:
@@ -546,7 +547,7 @@ class HardwareFaults:
                 due = self._stalled[0][0]
                 if until is not None and (due is None or due > until):
                     return
-                _, _, frame, accepted = self._stalled.popleft()
+                _, frame, accepted = self._stalled.popleft()
                 self._card.take_stalled(frame, accepted, now=self.now)
         finally:
             self._releasing = False

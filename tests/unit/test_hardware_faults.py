@@ -310,6 +310,17 @@ def test_a_lost_doorbell_is_a_delay_and_no_more() -> None:
     story.works()
 
 
+def test_undoing_a_lost_doorbell_finds_the_work_at_once() -> None:
+    story = Story()
+    story.inject("doorbell_lost", where=0)
+    story.write(b"hello?")
+    story.pair.settle(span_ns=MILLISECOND)
+    begun = story.pair.now
+    story.heal(where=0)
+    story.pair.settle(lambda: story.b.mr.read(6, 0) == b"hello?")
+    assert story.pair.now - begun < LOOK_INTERVAL_NS // 2
+
+
 def test_work_whose_doorbell_was_lost_goes_with_the_next_one() -> None:
     story = Story()
     story.inject("doorbell_lost", where=0)
@@ -349,6 +360,17 @@ def test_a_stall_may_be_a_delay_of_each_request() -> None:
     assert story.pair.now - begun >= 200 * MICROSECOND
 
 
+def test_of_two_stalls_the_one_without_an_end_lets_go_when_it_is_undone() -> None:
+    story = Story()
+    endless = story.inject("dma_stall")
+    story.write(b"x")
+    story.pair.settle(span_ns=MILLISECOND)
+    story.inject("dma_stall", delay_ns=100 * MICROSECOND)
+    story.heal(number=endless)
+    story.pair.settle()
+    assert story.a.statuses() == [OK]
+
+
 def test_bits_flip_between_card_and_memory_and_no_icrc_tells() -> None:
     story = Story()
     story.inject("dma_corrupt", nth=2, bits=3)
@@ -364,6 +386,19 @@ def test_bits_flip_between_card_and_memory_and_no_icrc_tells() -> None:
     assert story.fired("dma_corrupt") == 1
     story.heal()
     story.works()
+
+
+def test_a_repeated_packet_is_not_counted_as_nothing_of_it_is_stored() -> None:
+    story = Story()
+    story.inject("dma_corrupt", nth=2)
+    story.pair.filter = lambda seen: [seen.frame, seen.frame] if seen.sender == 0 else [seen.frame]
+    story.write(b"first", wr_id=1)
+    story.pair.settle()
+    assert (story.b.mr.read(5, 0), story.fired("dma_corrupt")) == (b"first", 0)
+    story.write(b"other", offset=100, wr_id=2)
+    story.pair.settle()
+    assert story.b.mr.read(5, 100) != b"other"
+    assert story.fired("dma_corrupt") == 1
 
 
 def test_a_region_loses_its_key_in_the_middle_of_a_message() -> None:
