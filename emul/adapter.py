@@ -418,6 +418,10 @@ class Adapter:
             self._octets_sent += len(sent)
         return frames
 
+    def has_frames(self) -> bool:
+        """Whether `poll_transmit` may have something."""
+        return bool(self._out) or bool(self._active)
+
     def _flow(self, qp: QueuePair) -> Flow:
         assert qp.route is not None
         given = qp.attr.ah_attr.gr

@@ -43,6 +43,8 @@ BUSY_FRAMES = 16
 """A port is busy once it has moved so many frames in BUSY_FOR_NS, and for as long after: probes between idle partners,
 some frames in 20 ms, are no traffic.
 """
+EVENTS_MAX = 16
+"""Descriptors that one wake-up tells of; the others follow with the next."""
 HOSTS_WAITING_MAX = 4
 """Connections to the control socket that may wait to be accepted."""
 CHANNELS_MAX = 16
@@ -74,8 +76,10 @@ class AdapterProcess:
         self._channels: list[socket.socket] = []
         self._host_channel: socket.socket | None = None
         self._epoll = select.epoll()
-        for fd in (port.fileno(), self._doorbell_fd, self._listener.fileno()):
+        for fd in (port.fileno(), self._listener.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
+        # Each ring of the bell is an edge, so that its descriptor never has to be read.
+        self._epoll.register(self._doorbell_fd, select.EPOLLIN | select.EPOLLET)
         self._unanswered: list[tuple[socket.socket, dict[str, object], list[int]]] = []
         """Requests that came while the adapter hung (a hardware fault)."""
         self._service: ServiceServer | None = None
@@ -90,6 +94,8 @@ class AdapterProcess:
         self._carrier_at = 0
         self._carrier: bool | None = None
         self._look_at = 0
+        self._looked_at_anyway = (self._doorbell_fd, port.fileno())
+        """Descriptors that only wake: the next turn looks at doorbells and port without being told."""
         self._busy_until = 0
         self._counted_since = 0
         self._counted = 0
@@ -127,7 +133,9 @@ class AdapterProcess:
     # -- one turn -----------------------------------------------------------------------------------------------------
 
     def _take_turn(self, now: Instant) -> bool:
-        """Everything that waits, once; False when there was nothing."""
+        """Everything that waits, once; whether there is more. (Frames and doorbells that come meanwhile wake who
+        sleeps.)
+        """
         adapter = self._adapter
         frames = self._port.receive(FRAMES_PER_TURN_MAX)
         if frames:
@@ -139,6 +147,7 @@ class AdapterProcess:
             self._turn += 1
             self._node.set_turn(self._index, self._turn)
         worked = adapter.on_doorbell(now=now) or bool(frames)
+        sent = self._send(now) if worked else 0  # an answer doesn't wait for what the clock wants
         deadline = adapter.next_deadline(now=now)
         if deadline is not None and deadline <= now:
             adapter.on_time(now=now)
@@ -146,10 +155,11 @@ class AdapterProcess:
             self._read_carrier(now)
         if self._unanswered and not adapter.faults.hung:
             self._answer_late()
-        sent = self._send(now)
+        if adapter.has_frames():
+            sent += self._send(now)
         if frames or sent:
             self._note_traffic(now, len(frames) + sent)
-        return worked or sent > 0
+        return len(frames) == FRAMES_PER_TURN_MAX or (sent > 0 and (bool(self._unsent) or adapter.has_frames()))
 
     def _send(self, now: Instant) -> int:
         frames = self._unsent or self._adapter.poll_transmit(FRAMES_PER_PULL_MAX, now=now)
@@ -194,13 +204,13 @@ class AdapterProcess:
             self._look_at = now + SLEEP_MAX_NS
             self._adapter.look_at_all_queues()
         for fd, _ in ready:
-            if fd == self._doorbell_fd:
-                os.eventfd_read(fd)
-            elif fd == self._listener.fileno():
+            if fd in self._looked_at_anyway:
+                continue
+            if fd == self._listener.fileno():
                 self._accept()
             elif fd == self._owner_fd:
                 self.orphaned, self.running = True, False
-            elif fd != self._port.fileno() and not (self._service and self._service.on_ready(fd, self._adapter)):
+            elif not (self._service and self._service.on_ready(fd, self._adapter)):
                 self._on_channel(fd)
         if self._adapter.faults.notes:
             self._log_faults()
@@ -245,7 +255,7 @@ class AdapterProcess:
         """
         poll, carrier = self._epoll.poll, self._port.carrier
         while True:
-            ready = poll(max(0.0, (until - now) / 1e9))
+            ready = poll(max(0.0, (until - now) / 1e9), EVENTS_MAX)
             now = time.monotonic_ns()
             if ready or now >= turn_at or carrier() is not self._carrier:
                 return ready
