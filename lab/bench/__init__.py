@@ -1,7 +1,8 @@
 """Benchmarks: each measures the lab and a reference side by side in one run, since only the ratio means something.
 
 A benchmark is a module here with `NAME` (as `lab bench` takes it), `HELP` (one line), `REPETITIONS` (how often it
-measures unless told otherwise) and `run(repetitions) -> list[Row]`. It interleaves lab and reference, and gives
+measures unless told otherwise), `COMPILED` (True where the compiled hot modules are to be measured if they can be had)
+and `run(repetitions) -> list[Row]`. It interleaves lab and reference, and gives
 medians. Whoever looks for benchmarks reads these names from the source; a module is imported when it runs.
 """
 
@@ -13,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
+
+from emul.compiled import is_current
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class Bench:
     help: str
     module: str
     repetitions: int
+    compiled: bool = False
+    """It measures the hot path, so that the compiled modules are to be used where they can be had."""
 
     def run(self, repetitions: int | None = None) -> list[Row]:
         """Measures. Raises MachineError where something that it needs is missing."""
@@ -70,6 +75,11 @@ def at_least(
     return Row(case, value, unit, reference, reference_value, ratio, target, least is None or ratio >= least)
 
 
+def build() -> str:
+    """Which build of the hot modules is measured, for a row's name."""
+    return "compiled" if is_current() else "plain Python"
+
+
 def median(values: Sequence[float]) -> float:
     """The middle one (the lower of two). Raises ValueError without any."""
     if not values:
@@ -86,7 +96,8 @@ def benches() -> dict[str, Bench]:
             name = str(facts["NAME"])
             repetitions = facts.get("REPETITIONS", 5)
             assert isinstance(repetitions, int), f"{file.name}: REPETITIONS is a number"
-            found[name] = Bench(name, str(facts.get("HELP", "")), f"lab.bench.{file.stem}", repetitions)
+            module, compiled = f"lab.bench.{file.stem}", bool(facts.get("COMPILED"))
+            found[name] = Bench(name, str(facts.get("HELP", "")), module, repetitions, compiled)
     return found
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from lab.bench import Row, compare, median
+from lab.bench import Row, build, compare, median
 from lab.bench.reference import REFERENCES, References
 from lab.errors import LabError
 from lab.fabric.client import Fabric
@@ -24,6 +24,7 @@ from lab.topology import Topology
 NAME = "latency"
 HELP = "a committed mirrored write, beside a bare chain, ping-pongs and a TCP mirror"
 REPETITIONS = 7
+COMPILED = True
 RECORD_BYTES = (512, 4096)
 CHAIN_RATIO_MAX, MIRROR_RATIO_MAX = 2.0, 1.0
 LOAD_S = 0.4
@@ -114,7 +115,7 @@ def run(repetitions: int) -> list[Row]:
 
 
 def _rows(size: int, figures: dict[tuple[str, int], _Figures], wire: str) -> list[Row]:
-    lab, label = figures["lab", size], f"{size} B over {wire}"
+    lab, label = figures["lab", size], f"{size} B over {wire}, {build()}"
     p50, p99 = median(lab.p50), median(lab.p99)
     chain, mirror = figures["bare-chain", size], figures["tcp-mirror", size]
     rows = [

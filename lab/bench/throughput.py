@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lab.bench import Row, at_least, median
+from lab.bench import Row, at_least, build, median
 from lab.bench.latency import Pair
 from lab.bench.reference import References
 
 NAME = "throughput"
 HELP = "committed mirrored writes a second at depth 32, beside a TCP mirror"
 REPETITIONS = 5
+COMPILED = True
 DEPTH = 32
 SIZES = {512: 0.3, 4096: 0.3, 65536: 0.1}
 """Bytes of a record -> the share of the TCP mirror's rate that is asked for first; the goal is 1."""
@@ -55,7 +56,7 @@ def _reference(references: References, size: int) -> float:
 
 
 def _rows(size: int, rates: _Rates, wire: str) -> list[Row]:
-    lab, mirror, label = median(rates.lab), median(rates.mirror), f"{size} B over {wire}, depth {DEPTH}"
+    lab, mirror, label = median(rates.lab), median(rates.mirror), f"{size} B over {wire}, depth {DEPTH}, {build()}"
     megabytes = size / 1e6
     name = "asyncio TCP mirror"
     return [
