@@ -170,15 +170,26 @@ class Stream:
 class Arrivals:
     """Receiver's side of one virtual interface: each message of an epoch once, in the order in which it was sent."""
 
-    __slots__ = ("_epoch", "_expected", "_stash", "duplicates", "strange")
+    __slots__ = ("_awaited", "_awaited_since", "_epoch", "_expected", "_stash", "duplicates", "strange")
 
     def __init__(self, epoch: int) -> None:
         self._epoch = epoch
         self._expected = 1
         self._stash: dict[int, bytes] = {}
+        self._awaited = 0
+        """The message that others waited for when `has_hole` was last asked, ..."""
+        self._awaited_since = 0
+        """... and when it was first found to be that."""
         self.duplicates = 0
         self.strange = 0
         """Messages that were none of this epoch, or damaged."""
+
+    def has_hole(self, now: int, longest_ns: int) -> bool:
+        """Whether messages have waited for an earlier one for longer than that; to be asked now and then."""
+        awaited = self._expected if self._stash else 0
+        if awaited != self._awaited:
+            self._awaited, self._awaited_since = awaited, now
+        return bool(awaited) and now - self._awaited_since > longest_ns
 
     def take(self, message: bytes) -> list[bytes]:
         """A message arrived on any lane; gives the client's bytes of all that are deliverable now."""

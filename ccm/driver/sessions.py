@@ -11,7 +11,7 @@ from ccm import events as ev
 from ccm.client import Client, Session
 from ccm.driver.wiring import Wiring
 from ccm.history import Kind
-from ccm.lanes import Lanes, PathLife
+from ccm.lanes import REQUEST_MAX_NS, Lanes, PathLife
 from ccm.stream import Stream
 from emul.clock import MILLISECOND, Instant, after
 from emul.errors import RDMAError
@@ -42,15 +42,17 @@ class SessionDriver:
                 self._wiring.tell(ev.LifeSeen(partner, path, life.at))
 
     def find_stuck(self) -> None:
-        """Gives up virtual interfaces whose oldest request doesn't complete: its completion was lost, and no later one
-        may ever come to show that.
+        """Gives up virtual interfaces whose oldest request doesn't complete, or whose messages wait for one that does
+        not come: a completion was lost, and nothing later shows that.
         """
         now = self._wiring.now
         if now < self._stuck_look_at:
             return
         self._stuck_look_at = after(now, STUCK_LOOK_NS)
         for lanes in list(self._lanes.values()):
-            if any(vi.is_stuck(stream, now) for vi, stream in zip(lanes.vis, lanes.session.streams, strict=False)):
+            session = lanes.session
+            stuck = any(vi.is_stuck(stream, now) for vi, stream in zip(lanes.vis, session.streams, strict=False))
+            if stuck or any(arrivals.has_hole(now, REQUEST_MAX_NS) for arrivals in session.arrivals):
                 self._wiring.log("lanes.stuck", {"client": lanes.client.name, "path": lanes.path})
                 lanes.fail(WCStatus.FATAL_ERR, now)
 

@@ -135,6 +135,15 @@ def test_a_lost_completion_that_no_other_follows_is_found_out() -> None:
     assert made_anew(result)
 
 
+def test_a_message_whose_completion_was_lost_does_not_hold_up_those_behind_it_for_good() -> None:
+    # The receiver kept all later messages back for one that it would never see.
+    step = "at: 300ms, fault: adapter.cqe_lost, target: b.ic1, side: receive, for: 1s"
+    result = run(Scenario.parse(SCENARIO.format(step=step)), world="sim", seed=5)
+    assert result.verdict == "pass", [check for check in result.checks if check.ok is False]
+    assert result.outcome.evidence.faults[0].fired == 1
+    assert made_anew(result)
+
+
 @pytest.mark.parametrize("seed", [1, 5])
 def test_completions_of_one_queue_pair_in_the_wrong_order_are_not_believed(seed: int) -> None:
     step = "at: 300ms, fault: adapter.cqe_reorder, target: b.ic0, scope: within, delay: 20ms, count: 3, for: 1s"
