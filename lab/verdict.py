@@ -83,6 +83,9 @@ def judge(scenario: Scenario, topology_name: str, world: str, seed: int, outcome
     evidence = outcome.evidence
     checks = run_checks(evidence, scenario.expect)
     checks.append(_orderly(outcome))
+    steps = outcome.details.get("steps")
+    if isinstance(steps, Mapping):
+        checks.append(CheckResult(**steps))
     checks.append(_fired(evidence))
     verdict = PASS
     if any(check.ok is False for check in checks):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +48,8 @@ class SimNode:
         self.paused = False
         self.journal: list[str] = []
         """Lines of the managers' journal, if the topology wants one."""
+        self.after_turn: Callable[[], None] | None = None
+        """Called when the host has run, so that what it wrote can be looked at."""
         self._number = node.id
         self._scheduler = scheduler
         self._streams = streams
@@ -100,6 +102,7 @@ class SimNode:
         self.host = host
         self._scheduler.trace(What.HOST, self._number, self._boots)
         host.start(self._scheduler.now)
+        self._look()
         self.wake()
 
     def _open(self, adapter: SimAdapter) -> LocalDevice | EmptySlot:
@@ -147,6 +150,7 @@ class SimNode:
         if self.host is None or self.paused:
             raise HostUnreachable(f"host {self.name} is {'paused' if self.host else 'down'}")
         reply = self.host.control(dict(request), self._scheduler.now)
+        self._look()
         self.wake()
         return reply
 
@@ -187,9 +191,14 @@ class SimNode:
             host.on_wake(now)
         else:
             host.on_completions(woken, now)
+        self._look()
         deadline = host.next_deadline()
         if deadline is not None:
             self._plan_turn(deadline)
+
+    def _look(self) -> None:
+        if self.after_turn is not None:
+            self.after_turn()
 
 
 def _card_stream(streams: Streams, slot: str, generation: int) -> random.Random:

@@ -13,6 +13,7 @@ from pathlib import Path
 from ccm.history import HistoryFull
 from emul.clock import MILLISECOND, SECOND
 from lab.errors import LabError
+from lab.faults import FAULTS
 from lab.injector.rules import InjectorCore, Rule
 from lab.plan import Plan
 from lab.sim.adapter import SimAdapter
@@ -21,6 +22,7 @@ from lab.sim.node import SimNode
 from lab.sim.pace import Pace
 from lab.sim.scheduler import Scheduler, What
 from lab.sim.streams import Streams
+from lab.sim.watch import SimWatch
 from lab.topology import Cable as CablePlan
 from lab.topology import End
 from lab.world import Firing, PlannedFault, cable_at, firing_of, rule_cables, rule_of
@@ -41,9 +43,18 @@ class SimWorld:
     rate_max_per_s: int | None = RATE_MAX_PER_S
 
     def __init__(
-        self, plan: Plan, *, wire: str = "auto", seed: int = 0, keep: bool = False, busy: bool = False
+        self,
+        plan: Plan,
+        *,
+        wire: str = "auto",
+        seed: int = 0,
+        keep: bool = False,
+        busy: bool = False,
+        watched: bool = True,
     ) -> None:
-        """`busy` simulates a machine that has too much to do; `wire` and `keep` mean nothing here."""
+        """`busy` simulates a machine that has too much to do; `watched` looks at each step (lab.check.steps); `wire`
+        and `keep` mean nothing here.
+        """
         self._plan = plan
         self.scheduler = Scheduler()
         self._streams = Streams(seed)
@@ -63,6 +74,7 @@ class SimWorld:
         self._hardware: dict[int, str] = {}
         """Hardware faults by number: in which adapter."""
         self._events_seen = 0
+        self.watch = SimWatch(self, plan, busy=busy) if watched else None
 
     # -- building -----------------------------------------------------------------------------------------------------
 
@@ -151,6 +163,9 @@ class SimWorld:
             self.arm([fault])
         else:
             self._doing(fault)[0]()
+            if self.watch is not None:
+                lasts = FAULTS[fault.kind].undone
+                (self.watch.on_fault if lasts else self.watch.on_passing)(fault, self.now())
         return self.now()
 
     def clear(self, fault: PlannedFault) -> int:
@@ -160,6 +175,8 @@ class SimWorld:
             self._disarm(fault)
         else:
             self._doing(fault)[1]()
+        if self.watch is not None:
+            self.watch.on_clear(fault, self.now())
         return self.now()
 
     def _doing(self, fault: PlannedFault) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -254,6 +271,8 @@ class SimWorld:
     def arm(self, faults: list[PlannedFault]) -> None:
         """Puts the injector's core into the cables concerned, with one rule for each fault."""
         for fault in faults:
+            if self.watch is not None:
+                self.watch.on_fault(fault, self.now())
             rule = rule_of(self._plan, fault)
             names = rule_cables(self._plan, fault)
             rule.setdefault("cables", names)
@@ -329,7 +348,8 @@ class SimWorld:
     def details(self) -> Mapping[str, object]:
         """How much was simulated, and how fast the hardware was."""
         pace = asdict(self.pace)
-        return {"events": self.scheduler.events, "virtual_ms": self.scheduler.now / MILLISECOND, "pace": pace}
+        steps = {} if self.watch is None else {"steps": asdict(self.watch.checks.result())}
+        return {**steps, "events": self.scheduler.events, "virtual_ms": self.scheduler.now / MILLISECOND, "pace": pace}
 
     def logs(self) -> Mapping[str, Path]:
         """None."""

@@ -1,0 +1,112 @@
+"""Lets the step-wise checks look at a simulated run: hands them the histories as they grow, and what outsiders see."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ccm.history import read_entries
+from emul.clock import MILLISECOND
+from emul.node_memory import fence_slot
+from lab.check.evidence import PathEnd
+from lab.check.steps import StepChecks
+from lab.plan import Plan
+from lab.sessions import expected_sessions
+from lab.sim.scheduler import Priority
+from lab.world import PlannedFault, touched
+
+if TYPE_CHECKING:
+    from lab.sim.world import SimWorld
+
+LOOK_NS = 50 * MILLISECOND
+"""How often bounds in time are looked at."""
+MUTING = ("cable.cut", "cable.cut_one_end", "cable.blackhole", "cable.blackhole_one_way")
+"""Faults that keep a cable from carrying both ways."""
+
+
+class SimWatch:
+    """`Facts` of a simulated world, and the checks that use them."""
+
+    def __init__(self, world: SimWorld, plan: Plan, *, busy: bool) -> None:
+        self._world = world
+        self._nodes = {number: world.nodes[name] for name, number in plan.node_ids.items()}
+        names = {number: name for name, number in plan.node_ids.items()}
+        self._plan = plan
+        self._seen = dict.fromkeys(self._nodes, 0)
+        self._on: dict[int, tuple[set[PathEnd], set[int], bool, int]] = {}
+        """Faults that are on, by number: path ends and nodes touched, whether they mute, since when."""
+        self._path_at: dict[PathEnd, int] = {}
+        self._node_at: dict[int, int] = {}
+        self._awake: dict[int, tuple[object, int]] = {}
+        self.checks = StepChecks(names, expected_sessions(plan), self, busy=busy)
+        for number, node in self._nodes.items():
+            node.after_turn = lambda number=number: self._after_turn(number)
+        world.scheduler.after(LOOK_NS, Priority.HOST, self._look)
+
+    # -- what happens -------------------------------------------------------------------------------------------------
+
+    def on_fault(self, fault: PlannedFault, now: int) -> None:
+        """It takes effect, or waits for its frame from now on."""
+        reached = touched(self._plan, fault)
+        self._on[fault.id] = (reached.paths, reached.nodes, fault.kind in MUTING, now)
+        self._mark(reached.paths, reached.nodes, now)
+
+    def on_clear(self, fault: PlannedFault, now: int) -> None:
+        """It is over."""
+        known = self._on.pop(fault.id, None)
+        if known is not None:
+            self._mark(known[0], known[1], now)
+
+    def on_passing(self, fault: PlannedFault, now: int) -> None:
+        """A fault without duration has happened."""
+        self.on_fault(fault, now)
+        self.on_clear(fault, now)
+
+    def _mark(self, paths: set[PathEnd], nodes: set[int], now: int) -> None:
+        self._path_at.update(dict.fromkeys(paths, now))
+        self._node_at.update(dict.fromkeys(nodes, now))
+
+    def _after_turn(self, number: int) -> None:
+        """The host of a node has run: what it wrote is looked at."""
+        buffer, seen = self._nodes[number].history.buffer, self._seen[number]
+        for entry in read_entries(buffer, seen):
+            seen += 1
+            self.checks.on_entry(entry)
+        self._seen[number] = seen
+
+    def _look(self) -> None:
+        now = self._world.now()
+        for number, node in self._nodes.items():
+            running = node.host if not node.paused else None
+            if self._awake.get(number, (None, 0))[0] is not running:
+                self._awake[number] = (running, now)
+        self.checks.on_time(now)
+        self._world.scheduler.after(LOOK_NS, Priority.HOST, self._look)
+
+    # -- Facts --------------------------------------------------------------------------------------------------------
+
+    def card(self, node: int) -> memoryview:
+        """Facts."""
+        return self._nodes[node].nvram.buffer
+
+    def standing_fence(self, end: PathEnd) -> int:
+        """Facts."""
+        return self._nodes[end.partner].memory.fence_epoch(fence_slot(end.node, end.path))
+
+    def quiet_since(self, end: PathEnd) -> int | None:
+        """Facts."""
+        for paths, nodes, _, _ in self._on.values():
+            if end in paths or end.node in nodes or end.partner in nodes:
+                return None
+        moments = (self._path_at.get(end, 0), self._node_at.get(end.node, 0), self._node_at.get(end.partner, 0))
+        return max(moments)
+
+    def mute_since(self, end: PathEnd) -> int | None:
+        """Facts."""
+        return min((at for paths, _, mute, at in self._on.values() if mute and end in paths), default=None)
+
+    def awake_since(self, node: int) -> int | None:
+        """Facts: as far as it was looked at, so rather a little too late."""
+        running, since = self._awake.get(node, (None, 0))
+        return since if running is not None else None
+
+
