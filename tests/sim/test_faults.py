@@ -89,7 +89,7 @@ def test_a_fault_happens_is_seen_and_is_survived(name: str) -> None:
         assert (result.verdict, fault.fired) == ("inconclusive", 0)
         return
     assert fault.fired > 0
-    assert set(failed) == ({"mirror.no_committed_loss"} if effect is CORRUPT else set()), failed
+    assert set(failed) == ({"mirror.no_committed_loss", "steps.hold"} if effect is CORRUPT else set()), failed
     assert result.verdict == ("fail" if effect is CORRUPT else "pass")
     assert (paths_lost(result) > 0) is (effect is DOWN)
     resent = sum(counters.get("retransmitted", 0) for counters in result.outcome.evidence.counters.values())

@@ -56,12 +56,12 @@ def test_without_replay_the_work_of_a_lost_path_is_missed(monkeypatch: pytest.Mo
 
 def test_a_replay_that_does_not_wait_for_the_fence_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Failover, "_start_fence", lambda self, path, *, now: self._leave_fencing(path, now=now))
-    assert "fence.before_replay" in failed(failing("cable-cut"))
+    assert {"fence.before_replay", "steps.hold"} <= failed(failing("cable-cut"))
 
 
 def test_a_fence_that_the_firmware_only_pretends_to_raise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NodeMemory, "raise_fence", lambda self, slot, epoch: None)
-    assert "fence.before_replay" in failed(failing("cable-cut"))
+    assert {"fence.before_replay", "steps.hold"} <= failed(failing("cable-cut"))
 
 
 def test_a_card_that_acknowledges_and_does_not_store_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +75,7 @@ def test_a_card_that_acknowledges_and_does_not_store_is_noticed(monkeypatch: pyt
         store(self, operation, place, extra, word, body, se)
 
     monkeypatch.setattr(Responder, "_store", lossy)
-    assert "mirror.no_committed_loss" in failed(failing("write-dropped"))
+    assert {"mirror.no_committed_loss", "steps.hold"} <= failed(failing("write-dropped"))
 
 
 @pytest.mark.parametrize("kind", [Kind.READY_ALERT, Kind.ERROR_ALERT])
@@ -88,4 +88,4 @@ def test_an_alert_that_comes_twice_is_noticed(monkeypatch: pytest.MonkeyPatch, k
             note(self, at, what, *rest, **fields)
 
     monkeypatch.setattr(HistoryWriter, "note", twice)
-    assert "alerts.exactly_once" in failed(failing("both-cables-cut"))
+    assert {"alerts.exactly_once", "steps.hold"} <= failed(failing("both-cables-cut"))
