@@ -183,8 +183,9 @@ def nightly(session: nox.Session) -> None:
     that can happen to two managers within larger bounds.
     """
     session.env.update({"LAB_SIM_SCHEDULES": "10000", "LAB_SIM_SEEDS": "100", "LAB_EXPLORE": "deep"})
+    session.env.update({"LAB_STATEFUL_EXAMPLES": "2000"})
     session.env.update({"LAB_FUZZ_FRAMES": "1000000", "LAB_FUZZ_ENTRIES": "300000", "LAB_FUZZ_WALKS": "2000"})
-    pytest(session, "tests/sim", "tests/fuzz", "tests/explore")
+    pytest(session, "tests/sim", "tests/fuzz", "tests/explore", "tests/unit/test_ccm_stateful.py")
 
 
 @nox.session(venv_backend="none")

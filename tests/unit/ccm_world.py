@@ -91,6 +91,7 @@ class World:
         hardware.stage = 2
         hardware.lanes.clear()
         hardware.connections.clear()
+        self._timers.pop(node, None)  # a timer of the former life that is due at the same moment never comes
         partners = [
             PartnerConfig(other, f"n{other}", tuple((path, path) for path in range(self.paths)))
             for other in self.hardware
