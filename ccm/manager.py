@@ -138,6 +138,8 @@ def describe(peering: Peering) -> dict[str, Any]:
                 "state": path.state.name,
                 "since_ns": path.since,
                 "reason": path.reason.name,
+                "losses": path.losses,
+                "last_loss": path.last_loss.name,
                 "carrier": path.carrier,
                 "generation": path.pairing.generation,
                 "fence_epoch": path.fence_epoch,
@@ -153,6 +155,9 @@ def describe(peering: Peering) -> dict[str, Any]:
                 "epoch": session.epoch,
                 "since_ns": session.since,
                 "reason": session.reason.name,
+                "readies": session.readies,
+                "errors": session.breaks,
+                "last_error": session.last_error.name,
                 "routes": [session.routes[vi] for vi in sorted(session.routes)],
             }
             for session in peering.sessions.sessions.values()

@@ -108,8 +108,9 @@ class Path:
 
     __slots__ = (
         "adapter", "carrier", "connect_by", "fence_attempts", "fence_epoch", "fence_number", "fence_retry_at",
-        "fence_target", "handshake", "hold_down_ns", "index", "liveness", "mtu", "pairing", "poll_at", "poll_posted",
-        "reason", "relink_at", "retry_at", "retry_ns", "seen_sequence", "since", "state", "up_since",
+        "fence_target", "handshake", "hold_down_ns", "index", "last_loss", "liveness", "losses", "mtu", "pairing",
+        "poll_at", "poll_posted", "reason", "relink_at", "retry_at", "retry_ns", "seen_sequence", "since", "state",
+        "up_since",
     )  # fmt: skip
 
     def __init__(self, index: int, adapter: int, incarnation: int, *, leads: bool, now: Instant) -> None:
@@ -120,6 +121,10 @@ class Path:
         self.since = now
         self.up_since = now
         self.reason = Reason.NONE
+        self.losses = 0
+        """How often it was taken out of use, and ..."""
+        self.last_loss = Reason.NONE
+        """... why the last time."""
         self.handshake = Handshake(incarnation, index)
         self.liveness = Liveness(now=now)
         self.pairing = Pairing(leads=leads)
@@ -153,6 +158,9 @@ class Path:
             self.handshake.restart()
         if following is former:
             return False
+        if self.usable and following not in (PathState.UP, PathState.SUSPECT):
+            self.losses += 1
+            self.last_loss = reason
         self.state, self.since = following, now
         if what is not Input.FENCED:
             self.reason = reason

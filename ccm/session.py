@@ -87,8 +87,8 @@ class SessionCore:
     """State of one session; `client` is the client's key."""
 
     __slots__ = (
-        "alerted", "client", "close_by", "entry", "epoch", "moving", "name", "needs", "partner_epoch", "partner_phase",
-        "reason", "routes", "since", "state", "stranded", "stranded_by",
+        "alerted", "breaks", "client", "close_by", "entry", "epoch", "last_error", "moving", "name", "needs",
+        "partner_epoch", "partner_phase", "readies", "reason", "routes", "since", "state", "stranded", "stranded_by",
     )  # fmt: skip
 
     def __init__(self, entry: ManifestEntry, needs: Needs, *, now: Instant) -> None:
@@ -105,6 +105,12 @@ class SessionCore:
         """The client has had a ready alert for this epoch and neither an error alert nor a close notice since."""
         self.reason = Reason.NONE
         """Why it last broke, or does not open."""
+        self.readies = 0
+        """How often its client was told "ready", and ..."""
+        self.breaks = 0
+        """... "error" after that, and ..."""
+        self.last_error = Reason.NONE
+        """... why the last time."""
         self.routes: dict[int, int] = {}
         """VI -> path, while READY."""
         self.moving: dict[int, int] = {}

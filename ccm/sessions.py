@@ -298,6 +298,7 @@ class SessionSet:
             self._out.append(Route(self._partner, session.client, vi, path.index))
         session.alerted = True
         session.reason = Reason.NONE
+        session.readies += 1
         self._out.append(AlertReady(self._partner, session.client, session.name, session.epoch, session.needs.vis))
         return True
 
@@ -322,6 +323,9 @@ class SessionSet:
         if session.alerted:
             session.alerted = False
             alert = AlertClosed if what is SessionInput.PARTNER_CLOSED else AlertError
+            if alert is AlertError:
+                session.breaks += 1
+                session.last_error = reason
             self._out.append(alert(self._partner, session.client, session.name, session.epoch, reason))
         self._drop_lanes(session)
         if epoch is None:

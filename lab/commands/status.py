@@ -85,18 +85,22 @@ def render(state: dict[str, Any]) -> str:
     cables = [("CABLE", "ENDS", "STATE")]
     cables += [(cable["cable"], " -- ".join(cable["ends"]), cable_state(cable)) for cable in state["cables"]]
     nodes = [("NODE", "HOST", "ADAPTERS")]
-    paths = [("NODE", "PARTNER", "PATH", "STATE", "REASON", "FENCE", "ROUND TRIP")]
-    sessions = [("NODE", "PARTNER", "CLIENT", "STATE", "EPOCH", "ROUTES")]
+    paths = [("NODE", "PARTNER", "PATH", "STATE", "FOR", "REASON", "LOSSES", "FENCE", "ROUND TRIP")]
+    sessions = [("NODE", "PARTNER", "CLIENT", "STATE", "FOR", "EPOCH", "ERRORS", "ROUTES")]
+    refusals = [("NODE", "PARTNER", "REFUSED", "THE LAST ONE")]
     for node, entry in state["nodes"].items():
         adapters = ", ".join(f"{name} {word}" for name, word in entry["adapters"].items())
         nodes.append((node, host_word(entry), adapters))
+        now_ns = (entry["host"] or {}).get("now_ns")
         for partner, seen in partners_of(entry).items():
             for path in seen.get("paths", ()):
-                paths.append((node, partner, *path_cells(path)))
+                paths.append((node, partner, *path_cells(path, now_ns)))
             for session in seen.get("sessions", ()):
-                sessions.append((node, partner, *session_cells(session)))
+                sessions.append((node, partner, *session_cells(session, now_ns)))
+            if seen.get("refused"):
+                refusals.append((node, partner, str(seen["refused"]), str(seen.get("last_refusal", ""))))
     parts = [f"lab {state['lab']}, topology {state['topology']}, wire {state['wire']}", table(cables), table(nodes)]
-    parts += [table(rows) for rows in (paths, sessions) if len(rows) > 1]
+    parts += [table(rows) for rows in (paths, sessions, refusals) if len(rows) > 1]
     return "\n\n".join(parts)
 
 
@@ -120,22 +124,41 @@ def partners_of(entry: dict[str, Any]) -> dict[str, Any]:
     return partners if isinstance(partners, dict) else {}
 
 
-def path_cells(path: dict[str, Any]) -> tuple[str, ...]:
+def age(since_ns: object, now_ns: object) -> str:
+    """How long ago something was, in the unit that suits."""
+    if not isinstance(since_ns, int) or not isinstance(now_ns, int):
+        return ""
+    ms = max(0, now_ns - since_ns) // 1_000_000
+    if ms < 1_000:
+        return f"{ms} ms"
+    seconds = ms // 1_000
+    return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"
+
+
+def why(count: object, reason: object) -> str:
+    """How often, and the last reason."""
+    return f"{count}, {str(reason).lower().replace('_', ' ')}" if count else "0"
+
+
+def path_cells(path: dict[str, Any], now_ns: object = None) -> tuple[str, ...]:
     """Columns for one path."""
     rtt_ns = path.get("rtt_ns")
     reason = str(path.get("reason", "")).lower()
     return (
         str(path.get("index", "?")),
         str(path.get("state", "?")).lower(),
+        age(path.get("since_ns"), now_ns),
         "" if reason == "none" else reason.replace("_", " "),
+        why(path.get("losses", 0), path.get("last_loss", "")),
         str(path.get("fence_epoch", "?")),
         f"{rtt_ns / 1000:.0f} us" if isinstance(rtt_ns, int | float) and rtt_ns else "",
     )
 
 
-def session_cells(session: dict[str, Any]) -> tuple[str, ...]:
+def session_cells(session: dict[str, Any], now_ns: object = None) -> tuple[str, ...]:
     """Columns for one session."""
     routes = ", ".join(str(route) for route in session.get("routes", ()))
     return (
-        str(session.get("client", "?")), str(session.get("state", "?")).lower(), str(session.get("epoch", "?")), routes,
+        str(session.get("client", "?")), str(session.get("state", "?")).lower(), age(session.get("since_ns"), now_ns),
+        str(session.get("epoch", "?")), why(session.get("errors", 0), session.get("last_error", "")), routes,
     )  # fmt: skip

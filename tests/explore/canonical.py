@@ -24,7 +24,7 @@ DROPPED = {
     "_window_at", "_worst_before_ns", "_worst_ns", "_shaken_until", "last_life_at", "next_probe_at", "_told_at",
     "_expected_at",
     # only for people
-    "reason", "refused", "last_refusal", "steps_taken",
+    "reason", "losses", "last_loss", "readies", "breaks", "last_error", "refused", "last_refusal", "steps_taken",
     # the source of sequence numbers, which are ranked; constants; links back
     "_sequence", "needs", "entry_name", "out", "_out", "_handlers",
 }  # fmt: skip
