@@ -44,11 +44,11 @@ class Session:
     another one.
     """
 
-    __slots__ = ("_close", "alive", "arrivals", "client_key", "early", "epoch", "needs", "partner", "streams")
+    __slots__ = ("_close", "_open", "alive", "arrivals", "client_key", "early", "epoch", "needs", "partner", "streams")
 
     def __init__(
         self, partner: Partner, client_key: int, epoch: int, needs: Needs, streams: tuple[Stream, ...],
-        close: Callable[[], None],
+        close: Callable[[], None], open_: Callable[[], None],
     ) -> None:  # fmt: skip
         self.partner = partner
         self.client_key = client_key
@@ -60,6 +60,7 @@ class Session:
         """Messages that came before this side's client was told "ready": at most as many as receives are posted."""
         self.alive = False
         self._close = close
+        self._open = open_
 
     def write(self, source_offset: int, length: int, target_offset: int, vi: int = 0) -> int:
         """Writes `length` bytes of our source region into the partner's exposed region, by RDMA.
@@ -88,6 +89,12 @@ class Session:
         matters.
         """
         self._close()
+
+    def open_again(self) -> None:
+        """Asks for a session with this partner after a close: `needs` is asked again, and `on_ready` brings the next
+        epoch. So a client suspends its session (`close`) and resumes it. Raises NeedsError.
+        """
+        self._open()
 
 
 class Client(ABC):

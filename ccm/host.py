@@ -197,10 +197,7 @@ class Host:
         self.workload.on_time(now)
         if late or self._driver_at is None or now >= self._driver_at:
             self.driver.on_time(now)
-        for client in self._clients.values():
-            deadline = client.next_deadline()
-            if deadline is not None and now >= deadline:
-                client.on_time(now)
+        self.driver.clients_on_time(now)
         if self._stopping_by is not None and (now >= self._stopping_by or not self.driver.has_sessions()):
             self._stop(now)
         self._set_deadline()
@@ -223,11 +220,10 @@ class Host:
     def _set_deadline(self) -> None:
         self._driver_at = self.driver.next_deadline()
         deadline = self._beat_at
-        for other in (self._driver_at, self.workload.next_deadline(), self._boot[0][0] if self._boot else None):
-            if other is not None and other < deadline:
-                deadline = other
-        for client in self._clients.values():
-            other = client.next_deadline()
+        for other in (
+            self._driver_at, self.workload.next_deadline(), self.driver.clients_deadline(),
+            self._boot[0][0] if self._boot else None,
+        ):  # fmt: skip
             if other is not None and other < deadline:
                 deadline = other
         self._deadline = deadline

@@ -25,7 +25,7 @@ from ccm.actions import (
 from ccm.exchange import Info, Manifest, PathInfo, Record, RecordKind, Seen, Sessions
 from ccm.failover import Failover
 from ccm.handshake import STAGE_LOADER, Step
-from ccm.needs import contradiction
+from ccm.needs import NeedsError, contradiction
 from ccm.pairing import Verdict
 from ccm.path import CONNECT_TIMEOUT_NS, POLL_NS, Input, Path, PathState
 from ccm.pathset import PathSet
@@ -440,8 +440,11 @@ class Peering:
     # clients
 
     def on_client_opened(self, event: ev.ClientOpened, *, now: Instant) -> None:
-        """A client of ours wants a session with this partner."""
-        self.sessions.open(event.name, event.needs, now=now)
+        """A client of ours wants a session with this partner; one too many for a manifest is refused."""
+        try:
+            self.sessions.open(event.name, event.needs, now=now)
+        except NeedsError as error:
+            self.settling.refuse(0, Reason.NONE, f"client {event.name!r}: {error}")
         self.settling.settle(now=now)
 
     def on_client_closed(self, event: ev.ClientClosed, *, now: Instant) -> None:

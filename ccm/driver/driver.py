@@ -20,11 +20,10 @@ from ccm.client import Client, Partner
 from ccm.driver.notes import Notes
 from ccm.driver.peers import PeerDriver
 from ccm.driver.sessions import SessionDriver
-from ccm.driver.wiring import DriverConfig, Log, Wiring
+from ccm.driver.wiring import EXCEPTIONS_MAX, DriverConfig, Log, Wiring
 from ccm.history import HistoryWriter
 from ccm.journal import JournalledManager
 from ccm.manager import Manager
-from ccm.needs import NeedsError
 from ccm.peering import PartnerConfig
 from ccm.session import SessionState
 from emul.clock import MILLISECOND, Instant, earliest
@@ -142,19 +141,40 @@ class Driver:
     def open_clients(self, now: Instant) -> None:
         """Asks each client what it needs of each partner, and opens its sessions."""
         for client in self._wiring.clients.values():
-            self.open_client(client, now)
+            try:
+                self.open_client(client, now)
+            except Exception as error:  # one client's mistake is not the others'
+                self._wiring.on_client_exception(client.name, error)
+                self._pump()
 
     def open_client(self, client: Client, now: Instant) -> None:
         """(Re)opens one client's sessions. Raises NeedsError for needs that no session can give."""
         self._wiring.now = now
         for partner in self._wiring.partners.values():
-            needs = client.needs(partner)
-            if needs is not None:
-                exposed = client.exposed(partner)
-                if needs.exposed_bytes != (exposed.length if exposed is not None else 0):
-                    raise NeedsError(f"{client.name} says {needs.exposed_bytes} exposed bytes and exposes {exposed}")
-                self._wiring.tell(ev.ClientOpened(partner.id, client.name, needs))
+            self._wiring.open_session(client, partner)
         self._pump()
+
+    def clients_on_time(self, now: Instant) -> None:
+        """Runs the timers of clients that are due."""
+        for client in self._wiring.clients.values():
+            deadline = self._client_deadline(client)
+            if deadline is not None and now >= deadline:
+                self._wiring.call(client, partial(client.on_time, now))
+
+    def clients_deadline(self) -> Instant | None:
+        """The earliest of them."""
+        return earliest(*map(self._client_deadline, self._wiring.clients.values()))
+
+    def _client_deadline(self, client: Client) -> Instant | None:
+        """None also for a client that raises too often: its timers could keep the host busy for ever."""
+        wiring = self._wiring
+        if wiring.client_errors and wiring.client_errors.get(client.name, 0) >= EXCEPTIONS_MAX:
+            return None
+        try:
+            return client.next_deadline()
+        except Exception as error:
+            wiring.on_client_exception(client.name, error)
+            return None
 
     def close_all(self, now: Instant) -> None:
         """Orderly close of every session."""

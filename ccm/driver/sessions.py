@@ -8,7 +8,7 @@ from functools import partial
 
 from ccm import actions as ac
 from ccm import events as ev
-from ccm.client import Client, Session
+from ccm.client import Client, Region, Session
 from ccm.driver.wiring import Wiring
 from ccm.history import Kind
 from ccm.lanes import REQUEST_MAX_NS, Lanes, PathLife
@@ -87,11 +87,15 @@ class SessionDriver:
         if port is None:
             wiring.tell(ev.LanesFailed(*which, "the adapter is dead"))
             return
+        regions = wiring.ask(client, lambda: (client.source(partner), client.exposed(partner)), None)
+        if regions is None:  # without its memory the client gets no session; the path and the others go on
+            wiring.tell(ev.ClientClosed(partner.id, client.name))
+            return
+        source, exposed = regions
         life = self._lives[action.partner, action.path]
-        lanes = Lanes(self, port, action.path, self._session(action), client, life)
+        lanes = Lanes(self, port, action.path, self._session(action, source), client, life)
         self._lanes[action.partner, action.path, action.client] = lanes
         fence = (fence_slot(action.partner, action.path), action.fence_epoch)
-        source, exposed = client.source(partner), client.exposed(partner)
         try:
             yield from lanes.open(action.needs, source, exposed, fence, lambda: self._rng.getrandbits(24))
         except RDMAError as error:
@@ -121,17 +125,19 @@ class SessionDriver:
         if lanes is not None:
             yield from lanes.close()
 
-    def _session(self, action: ac.OpenLanes) -> Session:
+    def _session(self, action: ac.OpenLanes, source: Region | None) -> Session:
         """The runtime of a session's epoch, made with its first queue pairs."""
         key, wiring = (action.partner, action.client), self._wiring
         session = self._sessions.get(key)
         if session is None or session.epoch != action.epoch:
             client, partner = wiring.clients[action.client], wiring.partners[action.partner]
-            source = client.source(partner)
             source_bytes = source.length if source is not None else 0
             streams = tuple(Stream(action.needs.depth, source_bytes) for _ in range(action.needs.vis))
             closed = ev.ClientClosed(partner.id, client.name)
-            session = Session(partner, action.client, action.epoch, action.needs, streams, partial(wiring.tell, closed))
+            session = Session(
+                partner, action.client, action.epoch, action.needs, streams, partial(wiring.tell, closed),
+                partial(wiring.open_session, client, partner),
+            )  # fmt: skip
             self._sessions[key] = session
         return session
 

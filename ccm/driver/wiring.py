@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ccm import events as ev
 from ccm.adapter_port import AdapterPort
 from ccm.client import Client, Partner
 from ccm.driver.chores import Chores
 from ccm.history import HistoryWriter, Kind
-from ccm.needs import client_key
+from ccm.needs import NeedsError, client_key
 from emul.clock import Instant
 from emul.errors import DeviceGone, RDMAError
 from emul.node_memory import NodeMemory
@@ -19,6 +20,7 @@ from emul.node_memory import NodeMemory
 EXCEPTIONS_MAX = 64
 """A client whose callbacks raised this often loses its sessions."""
 
+T = TypeVar("T")
 Log = Callable[[str, dict[str, object]], None]
 
 
@@ -107,6 +109,26 @@ class Wiring:
             callback()
         except Exception as error:
             self.on_client_exception(client.name, error)
+
+    def ask(self, client: Client, question: Callable[[], T], otherwise: T) -> T:
+        """Asks a client; `otherwise` where it raises."""
+        try:
+            return question()
+        except Exception as error:
+            self.on_client_exception(client.name, error)
+            return otherwise
+
+    def open_session(self, client: Client, partner: Partner) -> None:
+        """Asks the client what it needs of a partner, and the manager for a session. Raises NeedsError, and whatever
+        the client raises.
+        """
+        needs = client.needs(partner)
+        if needs is None:
+            return
+        exposed = client.exposed(partner)
+        if needs.exposed_bytes != (exposed.length if exposed is not None else 0):
+            raise NeedsError(f"{client.name} says {needs.exposed_bytes} exposed bytes and exposes {exposed}")
+        self.tell(ev.ClientOpened(partner.id, client.name, needs))
 
     def on_client_exception(self, name: str, error: Exception) -> None:
         """A callback raised. Counted and logged; a client that goes on so loses its sessions."""

@@ -213,6 +213,93 @@ class Talker(Client):
         session.send(b"next")
 
 
+CALLBACKS = (
+    "needs", "source", "exposed", "on_ready", "on_message", "on_completed", "on_partner_status", "on_time",
+    "next_deadline",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("callback", CALLBACKS)
+def test_a_client_that_raises_in_one_callback_is_told_of_and_the_others_go_on(callback):
+    class Broken(Clumsy):
+        name = "broken"
+
+        def on_ready(self, session, now):
+            session.send(b"hello")
+
+        def on_message(self, session, data, now):
+            pass
+
+        def on_completed(self, session, sequence, now):
+            pass
+
+        def next_deadline(self):
+            return 0 if callback == "on_time" else None
+
+    def fail(self, *rest):
+        raise RuntimeError(callback)
+
+    setattr(Broken, callback, fail)
+    world = TwoHosts(clients=((Broken(),), (Broken(),)), named=SHIPPED)
+    world.boot()
+    others = (1, 2)  # numbers of mirror and echo in the history
+
+    def others_are_ready() -> bool:
+        return all({e.client for e in world.history(n, Kind.READY_ALERT)} >= set(others) for n in (0, 1))
+
+    assert world.run(SECOND, others_are_ready)
+    world.run(100 * MILLISECOND)
+    for node in (0, 1):
+        assert world.host(node).driver.client_errors["broken"] > 0
+        told = [fields for word, fields in world.logs[node] if word == "client.exception"]
+        assert told and callback in str(told[0]["error"])
+        assert not [e for e in world.history(node, Kind.ERROR_ALERT) if e.client in others]
+
+
+def test_needs_that_no_manifest_can_hold_are_refused_and_the_others_open():
+    class Extra(Client):
+        def __init__(self, number):
+            self.name = f"extra-{number}"
+
+    many = tuple(tuple(Extra(number) for number in range(20)) for _ in range(2))
+    world = TwoHosts(clients=many, named=SHIPPED)
+    world.boot()
+    assert world.run(SECOND, lambda: all(len(world.history(n, Kind.READY_ALERT)) == 16 for n in (0, 1)))
+    assert any("at most 16" in str(fields.get("text")) for word, fields in world.logs[0] if word == "refused")
+
+
+class Pausing(Client):
+    """Closes its session when asked, and opens it again."""
+
+    name = "pausing"
+
+    def __init__(self):
+        self.session = None
+        self.news = []
+
+    def on_ready(self, session, now):
+        self.session = session
+        self.news.append("ready")
+
+    def on_closed(self, session, reason, now):
+        self.news.append("closed")
+
+
+def test_a_client_suspends_its_session_and_resumes_it():
+    pair = Pausing(), Pausing()
+    world = TwoHosts(clients=((pair[0],), (pair[1],)))
+    world.boot()
+    assert world.run(SECOND, lambda: all(client.news == ["ready"] for client in pair))
+    first, epoch = pair[0].session, pair[0].session.epoch
+    first.close()
+    assert world.run(SECOND, lambda: all(client.news == ["ready", "closed"] for client in pair))
+    world.run(300 * MILLISECOND)
+    assert [client.news for client in pair] == [["ready", "closed"]] * 2, "it stays closed"
+    first.open_again()
+    assert world.run(SECOND, lambda: all(client.news == ["ready", "closed", "ready"] for client in pair))
+    assert pair[0].session.epoch > epoch and not first.alive
+
+
 def test_a_dead_host_s_memory_is_still_written_and_its_messages_break_alone():
     world = TwoHosts(((Talker(),), (Talker(),)), named=("nvram-mirror",))
     world.boot()
