@@ -209,6 +209,15 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
+class PathAvoided:
+    """Somebody wants the path to be left alone while there is another (before work on a cable), or no longer."""
+
+    partner: int
+    path: int
+    avoided: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ClientOpened:
     """A client wants a session with `partner` and tells what it needs (a second time: what it needs now)."""
 
@@ -228,5 +237,5 @@ class ClientClosed:
 Event = (
     CarrierLost | CarrierFound | PeerConnected | PeerRefused | PeerLost | StatusRead | StatusUnreadable | SeenRead
     | RecordWritten | RecordArrived | RecordRefused | FenceAnswered | FencedByPartner | DoubleRefused | LifeSeen
-    | LanesOpened | LanesConnected | LanesFailed | ViFailed | Moved | ClientOpened | ClientClosed
+    | LanesOpened | LanesConnected | LanesFailed | ViFailed | Moved | PathAvoided | ClientOpened | ClientClosed
 )  # fmt: skip

@@ -261,6 +261,21 @@ class Host:
         self.driver.open_clients(now)
         return {"ok": True}
 
+    def _path_avoid(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
+        """{"partner": name, "path": number, "avoid": bool}"""
+        wanted, path, avoid = request.get("partner"), request.get("path"), request.get("avoid", True)
+        partner = next((each for each in self.driver.partners.values() if each.name == wanted), None)
+        if partner is None:
+            names = ", ".join(each.name for each in self.driver.partners.values())
+            return {"error": f"unknown partner {wanted!r}, expected one of {names}"}
+        known = self.driver.manager.peerings[partner.id].paths
+        if not isinstance(path, int) or known.get(path) is None:
+            return {"error": f"no path {path!r} to {partner.name}, it has {[each.index for each in known.paths]}"}
+        if not isinstance(avoid, bool):
+            return {"error": f"avoid is true or false, got {avoid!r}"}
+        self.driver.avoid_path(partner.id, path, now, avoided=avoid)
+        return {"ok": True}
+
     def _resources(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
         self.driver.release()
         return {"verbs": self.driver.resources()}
@@ -277,6 +292,7 @@ _CONTROL: dict[str, Callable[[Host, Mapping[str, Any], Instant], dict[str, Any]]
     "workload.state": Host._workload_state,
     "close": Host._close,
     "open": Host._open,
+    "path.avoid": Host._path_avoid,
     "resources": Host._resources,
     "shutdown": Host._shutdown,
 }

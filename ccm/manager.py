@@ -112,6 +112,7 @@ def _handlers(peering: Peering) -> dict[type, Callable[..., None]]:
         ev.LanesFailed: peering.on_lanes_failed,
         ev.ViFailed: peering.on_vi_failed,
         ev.Moved: peering.on_moved,
+        ev.PathAvoided: peering.on_avoided,
         ev.ClientOpened: peering.on_client_opened,
         ev.ClientClosed: peering.on_client_closed,
     }
@@ -141,6 +142,7 @@ def describe(peering: Peering) -> dict[str, Any]:
                 "losses": path.losses,
                 "last_loss": path.last_loss.name,
                 "carrier": path.carrier,
+                "avoided": path.avoided,
                 "generation": path.pairing.generation,
                 "fence_epoch": path.fence_epoch,
                 "rtt_ns": path.liveness.rtt_ns,

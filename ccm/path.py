@@ -107,16 +107,18 @@ class Path:
     """State of one path; `index` is its number, `adapter` the local adapter's index."""
 
     __slots__ = (
-        "adapter", "carrier", "connect_by", "fence_attempts", "fence_epoch", "fence_number", "fence_retry_at",
-        "fence_target", "handshake", "hold_down_ns", "index", "last_loss", "liveness", "losses", "mtu", "pairing",
-        "poll_at", "poll_posted", "reason", "relink_at", "retry_at", "retry_ns", "seen_sequence", "since", "state",
-        "up_since",
+        "adapter", "avoided", "carrier", "connect_by", "fence_attempts", "fence_epoch", "fence_number",
+        "fence_retry_at", "fence_target", "handshake", "hold_down_ns", "index", "last_loss", "liveness", "losses",
+        "mtu", "pairing", "poll_at", "poll_posted", "reason", "relink_at", "retry_at", "retry_ns", "seen_sequence",
+        "since", "state", "up_since",
     )  # fmt: skip
 
     def __init__(self, index: int, adapter: int, incarnation: int, *, leads: bool, now: Instant) -> None:
         self.index = index
         self.adapter = adapter
         self.carrier = True
+        self.avoided = False
+        """Carries nothing while another path can: work is about to be done on it."""
         self.state = PathState.DOWN
         self.since = now
         self.up_since = now

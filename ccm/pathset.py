@@ -54,10 +54,11 @@ class PathSet:
         return choice[lost.fence_attempts % len(choice)] if choice else None
 
     def candidates(self, client: int, epoch: int) -> list[Path]:
-        """Paths on which a session's queue pairs of `epoch` are usable, those without suspicion first if there are
-        any.
+        """Paths on which a session's queue pairs of `epoch` are usable; those that are to be avoided, and those under
+        suspicion, only where there are no others.
         """
         able = [path for path in self.paths if path.usable and path.pairing.lane_usable(client, epoch)]
+        able = [path for path in able if not path.avoided] or able
         return [path for path in able if path.state is PathState.UP] or able
 
     def choose(self, client: int, epoch: int, turn: int) -> Path | None:

@@ -429,6 +429,14 @@ class Peering:
         for each in self.paths.paths:
             each.liveness.on_work(now=now)
 
+    def on_avoided(self, event: ev.PathAvoided, *, now: Instant) -> None:
+        """A planned switch-over: virtual interfaces move between living paths, so that nothing is posted twice."""
+        path = self.paths.get(event.path)
+        if path is not None and path.avoided is not event.avoided:
+            path.avoided = event.avoided
+            if self.settling.may_move():
+                self.sessions.rebalance()
+
     def on_moved(self, event: ev.Moved, *, now: Instant) -> None:
         """A virtual interface sends over another path now."""
         self.sessions.on_moved(event.client, event.epoch, event.vi, event.path)

@@ -184,6 +184,12 @@ class Driver:
                 self._wiring.tell(ev.ClientClosed(partner, client.name))
         self._pump()
 
+    def avoid_path(self, partner: int, path: int, now: Instant, *, avoided: bool) -> None:
+        """Moves all work away from a path while there is another, or lets it come back."""
+        self._wiring.set_now(now)
+        self._wiring.tell(ev.PathAvoided(partner, path, avoided))
+        self._pump()
+
     def has_sessions(self) -> bool:
         """Whether there are sessions that are not closed."""
         return any(

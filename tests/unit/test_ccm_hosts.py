@@ -86,6 +86,59 @@ def test_work_goes_on_over_the_other_path_and_nothing_is_lost_or_doubled():
         assert done == list(range(1, len(done) + 1)) and len(done) > 100
 
 
+def half(world: TwoHosts, node: int, which: int) -> bytes:
+    size = NVRAM_BYTES // 2
+    return bytes(world.nvram[node].buffer[which * size : (which + 1) * size])
+
+
+@pytest.mark.parametrize("after_ms", [0, 300], ids=["as soon as the carrier is back", "when the path is up again"])
+def test_frames_that_were_held_up_before_a_cut_do_not_land_when_the_carrier_is_back(after_ms):
+    """The log has gone round meanwhile: what they carry is older than what is there."""
+    world = running()
+    load(world, 0, "nvram-mirror", 4096, 8)
+    world.run(400 * MILLISECOND)
+    held: list[tuple[int, bytes]] = []
+
+    def hold(path: int, sender: int, frame: bytes) -> bool:
+        mirror = sender == 0 and len(frame) > 500
+        if mirror:
+            held.append((path, frame))
+        return not mirror
+
+    world.filter = hold
+    assert world.run(SECOND, lambda: len(held) >= 8)
+    [path] = {path for path, _ in held}
+    world.filter = lambda path, sender, frame: True
+    world.cut(path)
+    world.run(200 * MILLISECOND)
+    assert not world.history(0, Kind.ERROR_ALERT)
+    world.cut(path, connected=True)
+    world.run(after_ms * MILLISECOND)
+    for _, frame in held:
+        world.adapters[1][path].on_frame(frame, now=world.now)
+    world.host(0).control({"op": "workload.stop"}, world.now)
+    assert world.run(SECOND, lambda: world.host(0).workload.outstanding == 0)
+    assert half(world, 0, 0) == half(world, 1, 1), "both cards hold the same log"
+    assert any(half(world, 1, 1))
+
+
+@pytest.mark.parametrize("mute", [0, 1])
+def test_a_path_that_works_one_way_only_is_down_on_both_sides(mute):
+    world = running()
+    load(world, 0, "nvram-mirror", 512, 4)
+    world.run(300 * MILLISECOND)
+    world.filter = lambda path, sender, frame: (path, sender) != (0, mute)
+
+    def down(node: int) -> bool:
+        return any(entry.extra == 0 for entry in world.history(node, Kind.PATH_DOWN))
+
+    assert world.run(SECOND, lambda: down(0) and down(1))
+    assert not world.history(0, Kind.ERROR_ALERT) and not world.history(1, Kind.ERROR_ALERT)
+    world.filter = lambda path, sender, frame: True
+    ups = len(world.history(0, Kind.PATH_UP))
+    assert world.run(3 * SECOND, lambda: len(world.history(0, Kind.PATH_UP)) > ups)
+
+
 def test_a_stranger_without_the_key_gets_no_session_and_the_reason_is_told():
     world = TwoHosts(named=SHIPPED, keys=("right", "wrong"))
     world.boot()
@@ -298,6 +351,61 @@ def test_a_client_suspends_its_session_and_resumes_it():
     first.open_again()
     assert world.run(SECOND, lambda: all(client.news == ["ready", "closed", "ready"] for client in pair))
     assert pair[0].session.epoch > epoch and not first.alive
+
+
+def test_work_is_moved_off_a_path_before_its_cable_is_pulled_and_nothing_is_sent_twice():
+    world = TwoHosts(named=SHIPPED)
+    world.boot()
+    assert world.run(SECOND, lambda: len(world.history(0, Kind.READY_ALERT)) == 2)
+    load(world, 0, "nvram-mirror", 512, 8)
+    load(world, 0, "echo", 256, 4)
+    world.run(300 * MILLISECOND)
+    for node, partner in ((0, "b"), (1, "a")):
+        asked = {"op": "path.avoid", "partner": partner, "path": 0}
+        assert world.host(node).control(asked, world.now) == {"ok": True}
+
+    def routes() -> set[int]:
+        status = [world.host(node).driver.manager.status() for node in (0, 1)]
+        sessions = [session for partners in status for each in partners.values() for session in each["sessions"]]
+        return {route for session in sessions for route in session["routes"]}
+
+    assert world.run(SECOND, lambda: routes() == {1})
+    world.cut(0)
+    world.run(200 * MILLISECOND)
+    committed = len(world.history(0, Kind.COMMITTED))
+    world.run(50 * MILLISECOND)
+    assert len(world.history(0, Kind.COMMITTED)) > committed + 20
+    for node in (0, 1):
+        assert not world.history(node, Kind.REPLAYED, Kind.ERROR_ALERT)
+    world.cut(0, connected=True)
+    for node, partner in ((0, "b"), (1, "a")):
+        world.host(node).control({"op": "path.avoid", "partner": partner, "path": 0, "avoid": False}, world.now)
+    assert world.run(2 * SECOND, lambda: routes() == {0, 1}), "and it comes back"
+
+
+def test_a_path_that_is_avoided_is_used_all_the_same_when_it_is_the_last():
+    world = TwoHosts(named=SHIPPED)
+    world.boot()
+    assert world.run(SECOND, lambda: len(world.history(0, Kind.READY_ALERT)) == 2)
+    world.host(0).control({"op": "path.avoid", "partner": "b", "path": 0}, world.now)
+    world.run(100 * MILLISECOND)
+    world.cut(1)
+    world.run(200 * MILLISECOND)
+    assert not world.history(0, Kind.ERROR_ALERT)
+
+
+@pytest.mark.parametrize(
+    ("request_", "text"),
+    [
+        ({"partner": "nobody", "path": 0}, "unknown partner 'nobody', expected one of b"),
+        ({"partner": "b", "path": 7}, "no path 7 to b, it has [0, 1]"),
+        ({"partner": "b", "path": 0, "avoid": "yes"}, "true or false"),
+    ],
+)
+def test_a_wrong_request_to_avoid_a_path_is_answered_with_what_was_expected(request_, text):
+    world = TwoHosts(named=SHIPPED)
+    world.boot()
+    assert text in world.host(0).control({"op": "path.avoid", **request_}, world.now)["error"]
 
 
 def test_a_dead_host_s_memory_is_still_written_and_its_messages_break_alone():
