@@ -59,7 +59,8 @@ MTU_MAX = 9216
 """Frames of 9,230 bytes: three chunks. Loopback and the like have more, and no use for it."""
 RECEIVE_FRAMES = 512
 """Frames that may wait for us; more are dropped by the kernel and counted."""
-TRANSMIT_FRAMES = 256
+TRANSMIT_FRAMES = 128
+"""Twice what an adapter hands over at a time. Both memories are pinned: half a megabyte for each 128 frames."""
 _UNREAPED_MAX = 16
 """Chunks that the kernel may have done with before they are looked for: few, so that those in use stay in the cache."""
 _BIND_ATTEMPTS_MAX = 250

@@ -29,6 +29,10 @@ from lab.fabric.channel import Channel, ChannelClosedError, Message
 PRELOADED = ("emul.process", "ccm.process")
 """What every node process needs: imported once, shared by all."""
 _ENTRY = {"adapter": "emul.process", "host": "ccm.process", "injector": "lab.injector.process"}
+SMALL_OBJECTS = range(48, 513, 16)
+"""Sizes in bytes that Python's allocator for small objects tells apart, from the smallest that bytes can have."""
+HOLES_OF_A_SIZE = 50
+"""Measured for an adapter: 50 save 0.25 MiB of copied pages, 200 no more."""
 EXIT_CRASHED = 70
 """Exit status of a process whose main function raised."""
 
@@ -140,15 +144,25 @@ def serve(channel: Channel) -> NoReturn:
         for name in PRELOADED:
             importlib.import_module(name)
         gc.collect()
+        holes = _fill_holes()
         gc.freeze()  # the collector would write to pages that the children share
         channel.send({"event": "warm"})
         Spawner(channel).run()
+        holes.clear()
         status = 0
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def _fill_holes() -> list[list[bytes]]:
+    """Objects in the places that garbage left between those that stay, to be kept as long as there are forks: what a
+    child makes then lies together, and does not copy a shared page for each hole that it would have filled.
+    """
+    empty = sys.getsizeof(b"")
+    return [[bytes(size - empty) for _ in range(HOLES_OF_A_SIZE)] for size in SMALL_OBJECTS]
 
 
 def _become(key: str, kind: str, config: dict[str, Any], network: int | None, parent: int) -> NoReturn:

@@ -107,7 +107,7 @@ def test_an_adapter_does_not_start_on_an_mtu_below_the_smallest_packets() -> Non
 
 
 def test_rings_are_powers_of_two(pair: Pair) -> None:
-    with pair.left.entered(), pytest.raises(ValueError, match="powers of two, got 100 and 256"):
+    with pair.left.entered(), pytest.raises(ValueError, match="powers of two, got 100 and 128"):
         XdpPort("left0", LEFT, receive_frames=100)
 
 
