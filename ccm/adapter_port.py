@@ -45,7 +45,9 @@ class AdapterPort:
         self.drain()
 
     def drain(self) -> None:
-        """Hands out all completions."""
+        """Hands out all completions; none where the way to the adapter is closed already."""
+        if self.context.closed:
+            return
         handlers, poll = self.handlers, self.cq.poll
         for _ in range(POLLS_MAX):
             count, completions = poll(POLL_MAX)
