@@ -62,6 +62,12 @@ class Resource:
         for child in reversed(list(self._children)):
             child._close_with_children()
 
+    def _abandon(self) -> None:
+        """Lets go of what is here, without a word to the adapter: there it stays, or is gone already."""
+        for child in reversed(list(self._children)):
+            child._abandon()
+        self._forget()
+
     def _forget(self) -> None:
         self.closed = True
         self._release()

@@ -278,14 +278,18 @@ class Context(Resource):
         return reply, answered
 
     def close(self) -> None:
-        """Lets go of the adapter. Its own objects are closed where they were opened through a name; a host that
-        attached leaves its queue pairs and regions behind, until another incarnation attaches.
+        """Lets go of the adapter, and of all descriptors and mappings. In the adapter, objects are closed where it was
+        opened through a name; a host that attached leaves its queue pairs and regions behind, until another incarnation
+        attaches.
         """
         if self.closed:
             return
         try:
             if self.name:
                 self._close_children()
+            else:
+                for child in reversed(list(self._children)):
+                    child._abandon()
         finally:
             self.closed = True
             self.device.close()
