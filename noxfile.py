@@ -97,6 +97,12 @@ nox.options.default_venv_backend = "none"
 PACKAGES = ("emul", "ccm", "lab")
 TEST_DIRECTORIES = ("unit", "explore", "sim", "fuzz", "netns", "docker", "interop", "regression", "vagrant")
 
+ADAPTER_TESTS = (
+    "adapter_doors", "adapter_process", "cm_programs", "open_adapter", "port_limits", "ports", "replaced_adapters",
+    "service_port",
+)  # fmt: skip
+"""Those of tests/netns that are about adapters."""
+
 
 def run(session: nox.Session, *command: str, success_codes: tuple[int, ...] = (0,), **variables: str) -> None:
     """Runs a module of the shared environment (`python -m ...`)."""
@@ -175,6 +181,17 @@ def compile_hot(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The benchmarks, each beside its reference."""
     run(session, "lab", "bench", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def coverage(session: nox.Session) -> None:
+    """Branches of `emul` that its tests take, adapters in processes of their own included: 95 % at the least."""
+    tests = [f"tests/{name}" for name in ("unit", "fuzz", "interop")]
+    tests += [f"tests/netns/test_{name}.py" for name in ADAPTER_TESTS]
+    measured = ("--cov=emul", "--cov-report=term", "--cov-fail-under=95")
+    parallel = ("--numprocesses", "auto", "--dist", "loadfile", "-m", "not alone")
+    # Of compiled modules nothing is told.
+    run(session, "pytest", *parallel, *measured, *tests, *session.posargs, CCM_LAB_PLAIN="1")
 
 
 @nox.session(venv_backend="none")

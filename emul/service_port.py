@@ -13,6 +13,7 @@ adapter's own user (and root) are heard. Requests and answers are JSON objects o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -175,8 +176,13 @@ class ServicePort:
 
     def _ask(self, request: dict[str, object]) -> Reply:
         try:
-            send_message(self._socket, request, [])
-            received = receive_message(self._socket)
+            # Who is shown out is told why, and that waits to be read; Linux tells first that the other end has closed.
+            with contextlib.suppress(BrokenPipeError):
+                send_message(self._socket, request, [])
+            try:
+                received = receive_message(self._socket)
+            except ConnectionResetError:
+                received = receive_message(self._socket)
         except (OSError, ValueError) as error:
             raise DeviceGone(ETIMEDOUT, f"the adapter at {self._path} does not answer: {error}") from error
         if received is None:
