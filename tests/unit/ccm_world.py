@@ -56,6 +56,8 @@ class Hardware:
     life: int = 0
     """Counts boots and crashes: what was scheduled for a former life is dropped."""
     connections: dict[tuple[int, int], int] = field(default_factory=dict)
+    accepted: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(caller, path) -> the connection that the firmware has accepted last; requests of older ones are dropped."""
 
 
 class World:
@@ -240,7 +242,8 @@ class World:
             return me.life == life and me.connections.get((partner, path)) == connection
 
         def arrive(attempt: int) -> None:
-            if connection is not None and self.works(me.node, partner, path):
+            ended = self.hardware[partner].accepted.get((me.node, path)) != connection
+            if connection is not None and not ended and self.works(me.node, partner, path):
                 event = work()  # a repetition does it again: reads and writes of state don't mind
                 self.later(self._delay(), lambda: answer(event, attempt))
             else:
@@ -274,6 +277,7 @@ class World:
                 and me.connections.get((partner, path)) == connection
                 and self.works(me.node, partner, path)
             ):
+                self.hardware[partner].accepted[me.node, path] = connection
                 self.give(me.node, ev.PeerConnected(partner, path, me.fences.get((partner, path), 0), 3))
 
         self.later(self._delay(), answer)
