@@ -13,7 +13,8 @@ from emul.wire.headers import AETH, ATOMIC_ACK_ETH, BTH, P_KEY_FULL, PAD_SHIFT, 
 from emul.wire.psn import PSN_MASK
 
 ANSWERS_MAX = 256
-"""Answers that wait to be sent; at the bound duplicates go unanswered (the requester asks again)."""
+"""Answers that wait to be sent; at the bound requests with a response and duplicates go unanswered (the requester asks
+again), and of the acknowledgements behind them the last one remains."""
 
 _ACKNOWLEDGE = int(Opcode.ACKNOWLEDGE)
 _FIRST, _MIDDLE = int(Opcode.RDMA_READ_RESPONSE_FIRST), int(Opcode.RDMA_READ_RESPONSE_MIDDLE)
@@ -68,8 +69,15 @@ class Answers:
         return len(self.waiting) < ANSWERS_MAX
 
     def acknowledge(self, psn: int, syndrome: int, msn: int) -> None:
-        """ACK or NAK."""
-        self.waiting.append((psn, syndrome, msn))
+        """ACK or NAK. Where no more may wait it takes the place of the last one, of which it says all and more."""
+        waiting = self.waiting
+        if len(waiting) >= ANSWERS_MAX and isinstance(waiting[-1], tuple):
+            waiting.pop()
+        waiting.append((psn, syndrome, msn))
+
+    def forget_data(self) -> None:
+        """Nothing is read from memory any more; acknowledgements of what was done still go out."""
+        self.waiting = deque(answer for answer in self.waiting if isinstance(answer, tuple))
 
     def respond(
         self, region: MemoryRegion | None, buffer: memoryview, psn: int, msn: int, *, repeated: bool = False

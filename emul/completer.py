@@ -89,7 +89,11 @@ class Completer:
         self._acknowledge_up_to(psn_add(psn, -1), now, verdict)
         if not window.wqes or verdict.broken is not None:
             return verdict
-        if kind == _KIND_RNR:
+        if window.wqes[0].responded and window.oldest_psn() != psn:
+            # A response that was due before this NAK is lost. Asking for it sends again what the NAK is about, too;
+            # retrying for both would spend two retries on one disturbance.
+            self._ask_again(window.wqes[0], now, verdict)
+        elif kind == _KIND_RNR:
             self.rnr_naks_seen += 1
             self._wait_for_receiver(psn, syndrome, now, verdict)
         elif syndrome == Syndrome.NAK_SEQUENCE:
@@ -148,7 +152,9 @@ class Completer:
     def on_time(self, now: Instant) -> Verdict:
         """The deadline or the receiver's wait has passed (a call too early changes nothing)."""
         verdict = Verdict()
-        if self.resume_at is not None and now >= self.resume_at:
+        if self.resume_at is not None:
+            if now < self.resume_at:
+                return verdict
             self.resume_at = None
         if self.deadline is None or now < self.deadline:
             return verdict
@@ -162,14 +168,17 @@ class Completer:
     def _acknowledge_up_to(self, psn: int, now: Instant, verdict: Verdict) -> None:
         window = self._window
         progressed = False
+        lost: SendWqe | None = None
         while window.wqes:
             wqe = window.wqes[0]
             settled = psn_distance(psn, wqe.first_psn) + 1
             if settled <= 0:
                 break
             if wqe.responded:
-                self._ask_again(wqe, now, verdict)  # acknowledged past its response: that was lost
-                return
+                # Acknowledged past its response: that was lost. An acknowledgement within its own PSNs says nothing:
+                # repeated requests before it are acknowledged with the latest PSN while the response is on its way.
+                lost = wqe if settled > wqe.packets else None
+                break
             if settled < wqe.packets:
                 progressed |= window.settle(wqe, settled)
                 break
@@ -177,6 +186,8 @@ class Completer:
             progressed = True
         if progressed:
             self._on_progress(now)
+        if lost is not None:
+            self._ask_again(lost, now, verdict)
 
     def _acknowledge_before_response(self, psn: int, now: Instant, verdict: Verdict) -> None:
         window = self._window
@@ -227,6 +238,9 @@ class Completer:
         self.deadline = None if self._timeout_ns is None else after(now, self._timeout_ns)
 
     def _wait_for_receiver(self, psn: int, syndrome: int, now: Instant, verdict: Verdict) -> None:
+        if self.resume_at is not None:
+            return  # nothing was sent since the first one: a packet or its NAK was repeated on the way
+        self._retries_left = self._retry_count  # it answers: what the retries count is silence
         if self._rnr_retry != RNR_RETRY_FOREVER:
             if self._rnr_retries_left == 0:
                 verdict.broken = WCStatus.RNR_RETRY_EXC_ERR

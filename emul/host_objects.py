@@ -137,7 +137,7 @@ class SharedReceives:
     def take(self) -> ReceiveEntry | None:
         """The oldest buffer, None when none is posted."""
         entry = self.ring.take()
-        if self.limit and self.ring.waiting(self.limit) < self.limit:
+        if self.limit and not self.ring.holds(self.limit):
             self.limit = 0
             self._low(self.number)
         return entry

@@ -109,7 +109,8 @@ class AdapterProcess:
             port=self._facts,
             identity=self._identity,
             node_memory=self._node,
-            rng=random.Random(os.urandom(16)),  # keys and challenges must not be guessed
+            # Keys and challenges must not be guessed, also not by a stranger who has collected many challenges.
+            rng=random.SystemRandom(),
             wake_host=self._wake_host,
             allocate=Memory.allocate,
             release=Memory.close,

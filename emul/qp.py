@@ -15,7 +15,7 @@ from emul.completer import Completer, Verdict
 from emul.congestion import Congestion
 from emul.errors import RDMAError
 from emul.neighbours import Route
-from emul.queues import ReceiveEntry, SendEntry
+from emul.queues import QUEUE_DEPTH_MAX, ReceiveEntry, SendEntry
 from emul.regions import RegionTable
 from emul.requester import Requester
 from emul.responder import REQUEST_OPCODES, Responder
@@ -120,9 +120,9 @@ class QueuePair:
     """One end of a reliable connection."""
 
     __slots__ = (
-        "_completer", "_fence_epoch", "_flow", "_greeted", "_left_work", "_receive_sink", "_regions", "_requester",
-        "_responder", "_send_sink", "_signal_all", "_window", "_work", "attention", "attr", "broken_by", "congestion",
-        "events", "number", "overrun", "pd", "route",
+        "_completer", "_fence_epoch", "_flow", "_former", "_greeted", "_left_work", "_receive_sink", "_regions",
+        "_requester", "_responder", "_send_sink", "_signal_all", "_window", "_work", "attention", "attr", "broken_by",
+        "congestion", "events", "number", "overrun", "pd", "route",
     )  # fmt: skip
 
     def __init__(
@@ -148,6 +148,8 @@ class QueuePair:
         self.attr = QPAttr(qp_state=QPState.RESET)
         self.route: Route | None = None
         self.congestion = Congestion()
+        self._former = dict.fromkeys(COUNTERS, 0)
+        """What was counted before it was last reset."""
         self._flow: Flow | None = None
         self._window = SendWindow(256, 0)
         self._requester: Requester | None = None
@@ -185,11 +187,17 @@ class QueuePair:
         if target is QPState.RESET:
             self._reset()
         elif target is QPState.INIT:
-            self.attr.qp_access_flags = attr.qp_access_flags
+            own = self.attr
+            own.qp_access_flags = attr.qp_access_flags
+            own.fence_slot, own.fence_epoch = attr.fence_slot, attr.fence_epoch
         elif target is QPState.RTR:
+            # Without a mask none at all means "as in INIT".
+            if attr.qp_access_flags or (given is not None and "qp_access_flags" in given):
+                self.attr.qp_access_flags = attr.qp_access_flags
             self._become_ready_to_receive(attr, route)
         elif target is QPState.RTS and before is QPState.RTR:
             self._become_ready_to_send(attr)
+            self._adjust(attr, (given or frozenset()) & _ADJUSTABLE[QPState.RTS])
         elif before in _ADJUSTABLE:
             self._adjust(attr, (given or frozenset()) & _ADJUSTABLE[before])
         self.attr.qp_state = target
@@ -197,6 +205,8 @@ class QueuePair:
             self._drain(attr, before, target)
 
     def _reset(self) -> None:
+        self._discard_work()
+        self._former = self._counted()
         self.attr = QPAttr(qp_state=QPState.RESET)
         self.route = self._flow = None
         self._window = SendWindow(256, 0)
@@ -205,13 +215,24 @@ class QueuePair:
         self._greeted = False
         self.events.clear()
 
+    def _discard_work(self) -> None:
+        """Forgets without completions what was posted in this life: the next one begins with empty queues."""
+        posted = len(self._window.wqes)
+        for _ in range(QUEUE_DEPTH_MAX):
+            if self._work.take_send() is None:
+                break
+            posted += 1
+        self._work.retire_send(posted)
+        if not self._work.shares_receives:
+            for _ in range(QUEUE_DEPTH_MAX):
+                if self._work.take_receive() is None:
+                    break
+
     def _become_ready_to_receive(self, attr: QPAttr, route: Route | None) -> None:
         own = self.attr
         own.path_mtu, own.dest_qp_num, own.rq_psn = attr.path_mtu, attr.dest_qp_num, attr.rq_psn
         own.ah_attr, own.max_dest_rd_atomic = attr.ah_attr, attr.max_dest_rd_atomic
         own.min_rnr_timer, own.fence_slot, own.fence_epoch = attr.min_rnr_timer, attr.fence_slot, attr.fence_epoch
-        if attr.qp_access_flags:
-            own.qp_access_flags = attr.qp_access_flags
         self.route = route
         self._responder = Responder(
             regions=self._regions,
@@ -326,7 +347,9 @@ class QueuePair:
 
     def _break_on_bad_request(self) -> None:
         wqes = self._window.wqes
-        if wqes and wqes[0].status is not WCStatus.SUCCESS:
+        if not wqes or wqes[0].status is WCStatus.SUCCESS:
+            return
+        if self.attr.qp_state is not QPState.SQD or self._window.has_begun(wqes[0]):  # else its turn comes after SQD
             self.fail(wqes[0].status)
 
     # -- out ----------------------------------------------------------------------------------------------------------
@@ -401,7 +424,7 @@ class QueuePair:
                 self.take_work()
             else:
                 self._break_on_bad_request()
-            if self.attr.en_sqd_async_notify:
+            if self.attr.en_sqd_async_notify and self.attr.qp_state is QPState.SQD:
                 self._tell_drained()
 
     def _push_send(self, wqe: SendWqe, status: WCStatus) -> None:
@@ -436,6 +459,9 @@ class QueuePair:
             wqe = self._window.pop_oldest()
             self._work.retire_send(1)
             self._push_send(wqe, status)
+        if self._responder is not None:
+            self._responder.abandon()
+            self._deliver(self._responder)
         self.flush()
 
     def flush(self) -> None:
@@ -492,6 +518,10 @@ class QueuePair:
 
     def counters(self) -> dict[str, int]:
         """Counters under the names that Linux rxe and mlx5 use where they have them."""
+        return self._counted() | self.congestion.counters()
+
+    def _counted(self) -> dict[str, int]:
+        """In this life and those before it."""
         requester, completer, responder = self._requester, self._completer, self._responder
         counted = dict.fromkeys(COUNTERS, 0)
         if requester is not None and completer is not None:
@@ -513,7 +543,7 @@ class QueuePair:
             counted["rx_read_requests"] = counts.reads
             counted["rx_atomic_requests"] = counts.atomics
             counted["rx_flush_requests"] = counts.flushes
-        return counted | self.congestion.counters()
+        return {name: count + self._former[name] for name, count in counted.items()}
 
     def inspect(self) -> dict[str, object]:
         """How it stands, for people who look for what is stuck."""

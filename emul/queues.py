@@ -74,6 +74,13 @@ def completion_ring_bytes(depth: int) -> int:
     return HEADER_BYTES + depth * COMPLETION_STRIDE
 
 
+def index_span(depth: int) -> int:
+    """Where running numbers begin again at 0: the largest multiple of `depth` in 32 bits, as otherwise the entry after
+    the last would not be the first one, and one that still waits be overwritten.
+    """
+    return (1 << 32) // depth * depth
+
+
 DOORBELL_RING_BYTES = HEADER_BYTES + DOORBELLS * DOORBELL_STRIDE
 
 
@@ -97,18 +104,19 @@ class SendEntry(NamedTuple):
 class SendRing:
     """The send queue: the host posts, the adapter takes and later retires in order."""
 
-    __slots__ = ("_buffer", "_depth", "_head", "_index", "_retired", "_words")
+    __slots__ = ("_buffer", "_depth", "_head", "_index", "_retired", "_span", "_words")
 
     def __init__(self, buffer: memoryview, depth: int) -> None:
         self._buffer = buffer
         self._depth = depth
+        self._span = index_span(depth)
         self._head = self._words = buffer.cast("I")
         self._index = 0
         self._retired = 0
 
     def free(self) -> int:
         """Host: how many requests fit now."""
-        return self._depth - ((self._index - self._head[0]) & _MASK)
+        return self._depth - ((self._index - self._head[0]) % self._span)
 
     def post(
         self,
@@ -140,7 +148,7 @@ class SendRing:
                 place = offset + _MORE_SENT + _SGE.size * position
                 _SGE.pack_into(self._buffer, place, sge.lkey, sge.length, sge.addr)
         first = sges[0] if sges else SGE(0, 0, 0)
-        stamp = self._index = (self._index + 1) & _MASK
+        stamp = self._index = (self._index + 1) % self._span
         _SEND.pack_into(
             self._buffer, offset, opcode, flags, len(sges), imm, wr_id, remote_addr, rkey, first.lkey, first.addr,
             first.length, stamp,
@@ -152,9 +160,9 @@ class SendRing:
     ) -> bool:
         """Host: the same for one piece of memory and no immediate data, without building lists."""
         index = self._index
-        if (index - self._head[0]) & _MASK >= self._depth:
+        if (index - self._head[0]) % self._span >= self._depth:
             return False
-        stamp = self._index = (index + 1) & _MASK
+        stamp = self._index = (index + 1) % self._span
         _SEND.pack_into(
             self._buffer, HEADER_BYTES + index % self._depth * SEND_STRIDE, opcode, flags, 1, 0, wr_id, remote_addr,
             rkey, lkey, addr, length, stamp,
@@ -164,7 +172,7 @@ class SendRing:
     def take(self) -> SendEntry | None:
         """Adapter: the next request, None while there is none."""
         offset = HEADER_BYTES + self._index % self._depth * SEND_STRIDE
-        following = (self._index + 1) & _MASK
+        following = (self._index + 1) % self._span
         if self._words[(offset + _SEND_STAMP) >> 2] != following:
             return None
         opcode, flags, count, imm, wr_id, remote_addr, rkey, lkey, addr, length, _ = _SEND.unpack_from(
@@ -186,7 +194,7 @@ class SendRing:
 
     def retire(self, count: int) -> None:
         """Adapter: the oldest `count` requests are completed; their entries may be used again."""
-        self._retired = (self._retired + count) & _MASK
+        self._retired = (self._retired + count) % self._span
         self._head[0] = self._retired
 
 
@@ -210,32 +218,33 @@ class ReceiveEntry(NamedTuple):
 class ReceiveRing:
     """The receive queue: the host posts buffers, the adapter takes them in order. Queue pairs may share one."""
 
-    __slots__ = ("_buffer", "_depth", "_head", "_index", "_words")
+    __slots__ = ("_buffer", "_depth", "_head", "_index", "_span", "_words")
 
     def __init__(self, buffer: memoryview, depth: int) -> None:
         self._buffer = buffer
         self._depth = depth
+        self._span = index_span(depth)
         self._head = self._words = buffer.cast("I")
         self._index = 0
 
     def post(self, wr_id: int, sges: Sequence[SGE]) -> bool:
         """Host: adds one buffer of up to RECEIVE_SGES_MAX pieces; False when the queue is full."""
         index = self._index
-        if (index - self._head[0]) & _MASK >= self._depth:
+        if (index - self._head[0]) % self._span >= self._depth:
             return False
         offset = HEADER_BYTES + index % self._depth * RECEIVE_STRIDE
         for position, sge in enumerate(sges[1:]):
             place = offset + _MORE_RECEIVED + _SGE.size * position
             _SGE.pack_into(self._buffer, place, sge.lkey, sge.length, sge.addr)
         first = sges[0] if sges else SGE(0, 0, 0)
-        stamp = self._index = (index + 1) & _MASK
+        stamp = self._index = (index + 1) % self._span
         _RECEIVE.pack_into(self._buffer, offset, wr_id, first.lkey, first.length, first.addr, len(sges), stamp)
         return True
 
     def take(self) -> ReceiveEntry | None:
         """Adapter: the oldest buffer, None when none is posted."""
         offset = HEADER_BYTES + self._index % self._depth * RECEIVE_STRIDE
-        following = (self._index + 1) & _MASK
+        following = (self._index + 1) % self._span
         if self._words[(offset + _RECEIVE_STAMP) >> 2] != following:
             return None
         wr_id, lkey, length, addr, count, _ = _RECEIVE.unpack_from(self._buffer, offset)
@@ -247,15 +256,13 @@ class ReceiveRing:
         further = _further_pieces(self._buffer, offset + _MORE_RECEIVED, min(count, RECEIVE_SGES_MAX) - 1)
         return ReceiveEntry(wr_id, ((lkey, addr, length), *further))
 
-    def waiting(self, at_most: int) -> int:
-        """Adapter: how many buffers are posted, counted up to `at_most` (for the limit of a shared queue)."""
-        following = self._index
-        for count in range(min(at_most, self._depth)):
-            offset = HEADER_BYTES + following % self._depth * RECEIVE_STRIDE
-            following = (following + 1) & _MASK
-            if self._words[(offset + _RECEIVE_STAMP) >> 2] != following:
-                return count
-        return at_most
+    def holds(self, count: int) -> bool:
+        """Adapter: whether at least `count` buffers, 1 ... depth, are posted (for the limit of a shared queue): they
+        are posted in order, so that the last of them tells.
+        """
+        last = (self._index + count - 1) % self._span
+        stamp = self._words[(HEADER_BYTES + last % self._depth * RECEIVE_STRIDE + _RECEIVE_STAMP) >> 2]
+        return stamp == (last + 1) % self._span
 
 
 class CompletionEntry(NamedTuple):
@@ -273,20 +280,21 @@ class CompletionEntry(NamedTuple):
 class CompletionRing:
     """The completion queue: the adapter pushes, the host polls and may ask to be woken by the next one."""
 
-    __slots__ = ("_buffer", "_depth", "_head", "_index", "_words")
+    __slots__ = ("_buffer", "_depth", "_head", "_index", "_span", "_words")
 
     def __init__(self, buffer: memoryview, depth: int) -> None:
         self._buffer = buffer
         self._depth = depth
+        self._span = index_span(depth)
         self._head = self._words = buffer.cast("I")
         self._index = 0
 
     def push(self, wr_id: int, byte_len: int, qp_num: int, imm: int, status: int, opcode: int, flags: int) -> bool:
         """Adapter: adds one; False when the host left no room (a CQ overrun)."""
         index = self._index
-        if (index - self._head[0]) & _MASK >= self._depth:
+        if (index - self._head[0]) % self._span >= self._depth:
             return False
-        stamp = self._index = (index + 1) & _MASK
+        stamp = self._index = (index + 1) % self._span
         _COMPLETION.pack_into(
             self._buffer, HEADER_BYTES + index % self._depth * COMPLETION_STRIDE, wr_id, byte_len, qp_num, imm, status,
             opcode, flags, stamp,
@@ -295,7 +303,7 @@ class CompletionRing:
 
     def waiting(self) -> int:
         """Adapter: completions that the host has not polled, as far as it tells."""
-        return min((self._index - self._head[0]) & _MASK, self._depth)
+        return min((self._index - self._head[0]) % self._span, self._depth)
 
     def armed(self) -> int:
         """Adapter: what the host wants to be woken by: 0 nothing, 1 any completion, 2 solicited ones."""
@@ -314,7 +322,7 @@ class CompletionRing:
     def poll(self) -> CompletionEntry | None:
         """Host: the oldest completion, None while there is none."""
         offset = HEADER_BYTES + self._index % self._depth * COMPLETION_STRIDE
-        following = (self._index + 1) & _MASK
+        following = (self._index + 1) % self._span
         if self._words[(offset + _COMPLETION_STAMP) >> 2] != following:
             return None
         wr_id, byte_len, qp_num, imm, status, opcode, flags, _ = _COMPLETION.unpack_from(self._buffer, offset)

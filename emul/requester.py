@@ -107,7 +107,11 @@ class Requester:
     def _segment(self, wqe: SendWqe, packet: int, last: int) -> tuple[bytes, bytes]:
         opcode = wqe.opcode
         place = (3 if last == 0 else 0) if packet == 0 else (2 if packet == last else 1)
-        payload = wqe.data if last == 0 else wqe.data[packet * self._mtu : (packet + 1) * self._mtu]
+        payload = wqe.data
+        if payload is None:
+            payload = wqe.gather(packet * self._mtu, self._mtu)
+        elif last:
+            payload = payload[packet * self._mtu : (packet + 1) * self._mtu]
         pad = -len(payload) & 3
         flags = pad << PAD_SHIFT
         head = RETH.pack(wqe.remote_addr, wqe.rkey, wqe.length) if packet == 0 and opcode in _WRITES else b""
@@ -142,7 +146,7 @@ class Requester:
         if opcode is WROpcode.FLUSH:
             return Opcode.FLUSH, IMM.pack(wqe.imm) + RETH.pack(addr, rkey, wqe.flush_length)
         if opcode is WROpcode.ATOMIC_WRITE:
-            return Opcode.ATOMIC_WRITE, RETH.pack(addr, rkey, wqe.length) + wqe.data
+            return Opcode.ATOMIC_WRITE, RETH.pack(addr, rkey, wqe.length) + wqe.gather(0, wqe.length)
         if opcode is WROpcode.ATOMIC_CMP_AND_SWP:
             return Opcode.COMPARE_SWAP, ATOMIC_ETH.pack(addr, rkey, wqe.swap, wqe.compare_add)
         return Opcode.FETCH_ADD, ATOMIC_ETH.pack(addr, rkey, wqe.compare_add, 0)

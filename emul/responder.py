@@ -148,6 +148,14 @@ class Responder:
         """What modify_qp may change while it runs."""
         self._access, self._rnr_timer = int(access), min_rnr_timer & 0x1F
 
+    def abandon(self) -> None:
+        """The queue pair is broken for another reason than a request of the peer: the receive of a half-received
+        message is given back, and no data go out any more.
+        """
+        self._finish_receive(WCStatus.WR_FLUSH_ERR, WCOpcode.RECV, 0)
+        if self.refusal is None:
+            self.answers.forget_data()
+
     def on_request(self, opcode: int, psn: int, ack_requested: bool, body: memoryview, solicited: bool = False) -> None:
         """One request packet; `body` is what follows the BTH without padding and ICRC."""
         if psn != self.epsn:

@@ -59,9 +59,8 @@ class SendWqe:
         self.regions = regions
         """Where the pieces lie: a region may lose its key while the request is under way."""
         self.responded = opcode in RESPONDED
-        self.data: memoryview | bytes = b""
-        if not self.responded or opcode is WROpcode.ATOMIC_WRITE:
-            self.data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self.data: memoryview | bytes | None = pieces[0] if len(pieces) == 1 else b"" if not pieces else None
+        """Its only piece; None where it has several: what they add up to may be more than the adapter has room for."""
         self.length = length
         """Bytes that move, one way or the other."""
         self.status = status
@@ -87,6 +86,20 @@ class SendWqe:
     def response_bytes(self) -> int:
         """Payload of its response; zero where the response only says that it was done."""
         return self.length if self.opcode is WROpcode.RDMA_READ else 0
+
+    def gather(self, offset: int, size: int) -> bytes:
+        """At most `size` bytes from `offset` of all pieces together."""
+        parts = []
+        for piece in self.pieces:
+            if offset >= len(piece):
+                offset -= len(piece)
+                continue
+            parts.append(piece[offset : offset + size])
+            size -= len(parts[-1])
+            offset = 0
+            if not size:
+                break
+        return b"".join(parts)
 
     def scatter(self, offset: int, payload: memoryview) -> None:
         """Stores a part of a response, which may cross from one piece into the next."""
@@ -141,7 +154,7 @@ class SendWindow:
 
     def in_flight(self) -> bool:
         """Whether anything before the cursor waits for an answer."""
-        return self.index > 0 or self.packet > 0
+        return self.index > 0 or self.packet > (self.wqes[0].received if self.wqes else 0)
 
     def responses_due(self) -> int:
         """Requests before the cursor whose own response is not complete: the slots of max_rd_atomic in use."""

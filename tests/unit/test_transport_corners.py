@@ -1,0 +1,483 @@
+"""Corners of the reliable transport: several losses at once, limits of queues, and what a queue pair leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from emul.answers import ANSWERS_MAX, Answers
+from emul.clock import MILLISECOND
+from emul.enums import QPAttrMask
+from emul.queues import (
+    COMPLETION_STRIDE,
+    DOORBELL_STRIDE,
+    HEADER_BYTES,
+    CompletionRing,
+    ReceiveRing,
+    SendRing,
+    completion_ring_bytes,
+    index_span,
+    receive_ring_bytes,
+    send_ring_bytes,
+)
+from emul.verbs import QP, SRQ, QPInitAttr, SrqInitAttr
+from emul.vocabulary import (
+    GID,
+    MTU,
+    SGE,
+    AccessFlags,
+    AHAttr,
+    EventType,
+    GlobalRoute,
+    QPAttr,
+    QPCap,
+    QPState,
+    RecvWR,
+    SendFlags,
+    SendWR,
+    WCStatus,
+    WROpcode,
+)
+from emul.wire.headers import Opcode
+from tests.helpers.adapters import ALL_ACCESS, AdapterPair, Party, Seen, connect_by_hand
+
+OK = WCStatus.SUCCESS
+
+
+def connected(**attributes: int) -> tuple[AdapterPair, Party, Party]:
+    pair = AdapterPair()
+    a, b = Party(pair.contexts[0]), Party(pair.contexts[1])
+    connect_by_hand(pair, (a, b), **attributes)
+    pair.settle(span_ns=50 * MILLISECOND)
+    pair.seen.clear()
+    return pair, a, b
+
+
+def write(a: Party, b: Party, length: int = 8, *, wr_id: int = 1) -> None:
+    a.qp.post_write(wr_id, a.mr.buf, length, a.mr.lkey, b.mr.buf, b.mr.rkey)
+
+
+def read(a: Party, b: Party, length: int = 8, *, wr_id: int = 2) -> None:
+    request = SendWR(wr_id, WROpcode.RDMA_READ, sg=[SGE(a.mr.buf + 30_000, length, a.mr.lkey)])
+    request.set_wr_rdma(b.mr.rkey, b.mr.buf)
+    a.qp.post_send(request)
+
+
+def send(a: Party, length: int = 8, *, wr_id: int = 3) -> None:
+    a.qp.post_send(SendWR(wr_id, WROpcode.SEND, sg=[SGE(a.mr.buf, length, a.mr.lkey)]))
+
+
+def receive(b: Party, length: int = 4096, *, wr_id: int = 70) -> None:
+    b.qp.post_recv(RecvWR(wr_id, 1, [SGE(b.mr.buf, length, b.mr.lkey)]))
+
+
+def done(party: Party) -> list[tuple[int, WCStatus]]:
+    return [(completion.wr_id, completion.status) for completion in party.completions()]
+
+
+def events(pair: AdapterPair, index: int) -> list[EventType]:
+    return [event.event_type for event in pair.contexts[index].get_async_events()]
+
+
+def losing(*wanted: Callable[[Seen], bool]) -> Callable[[Seen], list[bytes]]:
+    """Takes away the first frame that each of `wanted` is about."""
+    left = list(wanted)
+
+    def judge(seen: Seen) -> list[bytes]:
+        for each in left:
+            if each(seen):
+                left.remove(each)
+                return []
+        return [seen.frame]
+
+    return judge
+
+
+def to_state(party: Party, state: QPState, **attributes: int) -> None:
+    attr = QPAttr(qp_state=state)
+    for name, value in attributes.items():
+        setattr(attr, name, value)
+    party.qp.modify(attr)
+
+
+# -- retries: one disturbance spends one ------------------------------------------------------------------------------
+
+
+def test_a_repeated_write_that_is_acknowledged_before_the_read_behind_it_costs_no_retry() -> None:
+    pair, a, b = connected(retry_cnt=1)
+    pair.filter = losing(
+        lambda seen: seen.opcode == Opcode.ACKNOWLEDGE, lambda seen: seen.opcode == Opcode.RDMA_READ_RESPONSE_ONLY
+    )
+    write(a, b)
+    read(a, b)
+    pair.settle()  # silence; then the WRITE is acknowledged with the latest PSN, that of the READ
+    assert done(a) == [(1, OK), (2, OK)]
+    assert a.qp.counters()["completer_retry_err"] == 1
+    assert [seen.opcode for seen in pair.seen].count(Opcode.RDMA_READ_REQUEST) == 2
+
+
+def test_progress_before_a_hole_gives_the_retries_back() -> None:
+    pair, a, b = connected(retry_cnt=1)
+    acknowledged = [0, 0]
+
+    def lose(seen: Seen) -> list[bytes]:
+        if seen.sender == 1:
+            kind = int(seen.opcode == Opcode.RDMA_READ_RESPONSE_ONLY)
+            acknowledged[kind] += 1
+            if acknowledged[kind] <= 2:
+                return []
+        return [seen.frame]
+
+    pair.filter = lose
+    write(a, b, wr_id=1)
+    read(a, b, wr_id=2)
+    write(a, b, wr_id=3)
+    pair.settle()
+    assert done(a) == [(1, OK), (2, OK), (3, OK)]
+
+
+def test_a_lost_response_and_a_gap_behind_it_are_one_disturbance() -> None:
+    pair, a, b = connected(retry_cnt=1)
+    pair.filter = losing(
+        lambda seen: seen.opcode == Opcode.RDMA_READ_RESPONSE_ONLY,
+        lambda seen: seen.opcode == Opcode.RDMA_WRITE_ONLY,
+    )
+    read(a, b, wr_id=1)
+    write(a, b, wr_id=2)
+    write(a, b, wr_id=3)
+    pair.settle(span_ns=20 * MILLISECOND)  # less than the timeout
+    assert done(a) == [(1, OK), (2, OK), (3, OK)]
+    assert a.qp.counters()["completer_retry_err"] == 1
+
+
+def test_a_refusal_is_not_blamed_on_a_read_whose_response_was_lost() -> None:
+    pair, a, b = connected(retry_cnt=1)
+    pair.filter = losing(lambda seen: seen.opcode == Opcode.RDMA_READ_RESPONSE_ONLY)
+    read(a, b, wr_id=1)
+    a.qp.post_write(2, a.mr.buf, 8, a.mr.lkey, b.mr.buf, b.mr.rkey ^ 1)
+    pair.settle()
+    # b is in ERR and repeats nothing: nobody knows any more what the READ would have brought
+    assert done(a) == [(1, WCStatus.RETRY_EXC_ERR), (2, WCStatus.WR_FLUSH_ERR)]
+
+
+def test_a_send_that_the_cable_repeats_spends_one_rnr_retry() -> None:
+    pair, a, b = connected(rnr_retry=1, min_rnr_timer=20)
+    pair.filter = lambda seen: [seen.frame] * (1 + (seen.opcode == Opcode.SEND_ONLY))
+    send(a)
+    pair.settle(until=lambda: a.qp.counters()["rcvd_rnr_err"] >= 2, span_ns=5 * MILLISECOND)
+    receive(b)
+    pair.settle()
+    assert done(a) == [(3, OK)]
+
+
+def test_a_receiver_that_asks_for_patience_is_not_silent() -> None:
+    pair, a, b = connected(rnr_retry=7, retry_cnt=1, timeout=8, min_rnr_timer=14)
+    naks = [0]
+
+    def lose_every_second(seen: Seen) -> list[bytes]:
+        naks[0] += seen.sender == 1
+        return [] if seen.sender == 1 and naks[0] % 2 else [seen.frame]
+
+    pair.filter = lose_every_second
+    send(a)
+    pair.settle(until=lambda: a.qp.counters()["timeouts"] >= 5)
+    assert a.qp.counters()["timeouts"] >= 5
+    pair.filter = lambda seen: [seen.frame]
+    receive(b)
+    pair.settle()
+    assert done(a) == [(3, OK)]
+
+
+# -- a queue pair's end, and its next life ----------------------------------------------------------------------------
+
+
+def reconnected(pair: AdapterPair, a: Party, b: Party) -> None:
+    for party in (a, b):
+        to_state(party, QPState.RESET)
+    connect_by_hand(pair, (a, b))
+
+
+def test_after_a_reset_the_queues_are_empty_and_have_all_their_room() -> None:
+    pair, a, b = connected()
+    pair.filter = lambda seen: []
+    for number in range(60):
+        write(a, b, wr_id=number)
+    receive(b, wr_id=1)
+    pair.step()
+    pair.filter = lambda seen: [seen.frame]
+    reconnected(pair, a, b)
+    for number in range(64):  # as many as the queue holds
+        write(a, b, wr_id=100 + number)
+    receive(b, wr_id=2)
+    pair.settle()
+    assert done(a) == [(100 + number, OK) for number in range(64)]
+    send(a)
+    pair.settle()
+    assert done(b) == [(2, OK)]
+
+
+def test_what_was_posted_and_not_begun_is_not_sent_in_the_next_life() -> None:
+    pair, a, b = connected()
+    to_state(a, QPState.SQD)
+    write(a, b, wr_id=1)
+    reconnected(pair, a, b)
+    pair.settle()
+    assert [seen.opcode for seen in pair.seen if seen.sender == 0] == []
+    assert done(a) == []
+
+
+def test_counters_of_a_former_life_are_kept() -> None:
+    pair, a, b = connected()
+    write(a, b)
+    pair.settle()
+    reconnected(pair, a, b)
+    write(a, b)
+    pair.settle()
+    assert b.qp.counters()["rx_write_requests"] == 2
+    assert pair.adapters[1].counters()["rx_write_requests"] == 2
+
+
+def test_a_half_received_message_gives_its_receive_back_when_the_queue_pair_ends() -> None:
+    pair, a, b = connected()
+    pair.filter = lambda seen: [] if seen.opcode == Opcode.SEND_LAST else [seen.frame]
+    receive(b, wr_id=70)
+    receive(b, wr_id=71)
+    send(a, 3000)
+    pair.step()
+    to_state(b, QPState.ERR)
+    assert done(b) == [(70, WCStatus.WR_FLUSH_ERR), (71, WCStatus.WR_FLUSH_ERR)]
+
+
+def test_a_half_received_message_gives_its_shared_receive_back_too() -> None:
+    pair, a, b = connected()
+    srq = SRQ(b.pd, SrqInitAttr())
+    cap = QPCap(max_send_wr=4, max_recv_wr=4)
+    b.qp = QP(b.pd, QPInitAttr(cap=cap, scq=b.cq, rcq=b.cq, srq=srq))
+    a.qp = QP(a.pd, QPInitAttr(cap=cap, scq=a.cq, rcq=a.cq))
+    connect_by_hand(pair, (a, b))
+    for wr_id in (70, 71):
+        srq.post_recv(RecvWR(wr_id, 1, [SGE(b.mr.buf, 4096, b.mr.lkey)]))
+    pair.filter = lambda seen: [] if seen.opcode == Opcode.SEND_LAST else [seen.frame]
+    send(a, 3000)
+    pair.step()
+    to_state(b, QPState.ERR)
+    assert done(b) == [(70, WCStatus.WR_FLUSH_ERR)]  # the other one is for whoever shares it
+    assert events(pair, 1) == [EventType.QP_LAST_WQE_REACHED]
+
+
+def test_a_queue_pair_in_error_reads_no_memory_for_its_peer_any_more() -> None:
+    pair, a, b = connected()
+    read(a, b, 30_000)
+    pair.adapters[0].on_doorbell(now=pair.now)
+    for frame in pair.adapters[0].poll_transmit(now=pair.now):
+        pair.adapters[1].on_frame(frame, now=pair.now)
+    assert len(pair.adapters[1].poll_transmit(4, now=pair.now)) == 4
+    to_state(b, QPState.ERR)
+    assert pair.adapters[1].poll_transmit(now=pair.now) == []
+
+
+# -- draining ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_bad_request_that_was_not_begun_does_not_disturb_draining() -> None:
+    pair, a, b = connected(path_mtu=MTU.MTU_256)
+    write(a, b, 40_000, wr_id=1)
+    a.qp.post_write(2, a.mr.buf, 8, a.mr.lkey ^ 1, b.mr.buf, b.mr.rkey)
+    pair.step()
+    to_state(a, QPState.SQD, en_sqd_async_notify=1)
+    pair.settle()
+    assert done(a) == [(1, OK)]
+    assert events(pair, 0) == [EventType.SQ_DRAINED]
+    to_state(a, QPState.RTS)
+    assert done(a) == [(2, WCStatus.LOC_PROT_ERR)]
+
+
+def test_a_request_that_breaks_while_draining_is_told_as_that_alone() -> None:
+    pair, a, b = connected(path_mtu=MTU.MTU_256)
+    extra = a.another_region(60_000)
+    write(a, b, wr_id=1)
+    a.qp.post_write(2, extra.buf, 60_000, extra.lkey, b.mr.buf, b.mr.rkey)
+    pair.filter = lambda seen: [seen.frame] if seen.sender == 0 else []
+    pair.step()
+    to_state(a, QPState.SQD, en_sqd_async_notify=1)
+    extra.close()
+    pair.filter = lambda seen: [seen.frame]
+    pair.settle()
+    assert [status for _, status in done(a)] == [OK, WCStatus.LOC_PROT_ERR]
+    assert events(pair, 0) == [EventType.QP_FATAL]
+
+
+# -- attributes that a transition takes are taken ---------------------------------------------------------------------
+
+
+def route(pair: AdapterPair, peer: Party, index: int) -> QPAttr:
+    return QPAttr(
+        dest_qp_num=peer.qp.qp_num,
+        qp_access_flags=ALL_ACCESS,
+        ah_attr=AHAttr(gr=GlobalRoute(dgid=GID(pair.address(index)))),
+    )
+
+
+M = QPAttrMask
+INIT = M.STATE | M.PKEY_INDEX | M.PORT | M.ACCESS_FLAGS
+RTR = M.STATE | M.AV | M.PATH_MTU | M.DEST_QPN | M.RQ_PSN | M.MAX_DEST_RD_ATOMIC | M.MIN_RNR_TIMER
+RTS = M.STATE | M.TIMEOUT | M.RETRY_CNT | M.RNR_RETRY | M.SQ_PSN | M.MAX_QP_RD_ATOMIC
+
+
+def by_masks(pair: AdapterPair, a: Party, b: Party, masks: tuple[int, int, int], **of_b: int) -> None:
+    """Connects a to b, and b by `masks`, with `of_b` from the state on where its mask names it."""
+    attr = route(pair, b, 1)
+    a.qp.to_rts(attr)
+    for state, mask in zip((QPState.INIT, QPState.RTR, QPState.RTS), masks, strict=True):
+        attr = route(pair, a, 0)
+        attr.qp_state = state
+        if mask & (M.FENCE | (M.ACCESS_FLAGS if state is not QPState.INIT else 0)):
+            for name, value in of_b.items():
+                setattr(attr, name, value)
+        b.qp.modify(attr, mask)
+
+
+def test_a_fence_epoch_given_in_init_holds() -> None:
+    pair = AdapterPair()
+    a, b = (Party(context) for context in pair.contexts)
+    by_masks(pair, a, b, (INIT | M.FENCE, RTR, RTS), fence_slot=9, fence_epoch=4)
+    pair.nodes[1].raise_fence(9, 5)
+    write(a, b)
+    pair.settle()
+    assert done(a) == [(1, WCStatus.REM_ACCESS_ERR)]
+
+
+@pytest.mark.parametrize("masks", [(INIT, RTR | M.ACCESS_FLAGS, RTS), (INIT, RTR, RTS | M.ACCESS_FLAGS)])
+def test_access_that_is_taken_back_on_the_way_up_is_gone(masks: tuple[int, int, int]) -> None:
+    pair = AdapterPair()
+    a, b = (Party(context) for context in pair.contexts)
+    by_masks(pair, a, b, masks, qp_access_flags=int(AccessFlags.NONE))
+    write(a, b)
+    pair.settle()
+    assert done(a) == [(1, WCStatus.REM_INV_REQ_ERR)]
+
+
+# -- limits -----------------------------------------------------------------------------------------------------------
+
+
+def test_acknowledgements_behind_an_answer_that_cannot_go_out_are_bounded_and_the_last_one_is_kept() -> None:
+    answers = Answers(destination_qpn=5, mtu=256)
+    answers.respond(None, memoryview(bytes(600)), 0, 1)
+    for psn in range(3, 10_000):
+        answers.acknowledge(psn, 0x1F, psn)
+    assert len(answers.waiting) <= ANSWERS_MAX
+    assert not answers.has_room()
+    packets = list(iter(answers.next_packet, None))
+    assert [packet[0][0] for packet in packets[:3]] == [0x0D, 0x0E, 0x0F]
+    assert packets[3][0][9:] == (3).to_bytes(3, "big")
+    assert packets[-1][0][9:] == (9_999).to_bytes(3, "big")
+    assert answers.has_room()
+
+
+def test_an_acknowledgement_behind_as_many_responses_as_may_wait_is_added_and_then_replaced() -> None:
+    answers = Answers(destination_qpn=5, mtu=256)
+    for psn in range(ANSWERS_MAX):
+        answers.respond(None, memoryview(b""), psn, psn)
+    for psn in range(ANSWERS_MAX, 2 * ANSWERS_MAX):
+        answers.acknowledge(psn, 0x1F, psn)
+    assert len(list(iter(answers.next_packet, None))) == ANSWERS_MAX + 1
+
+
+def test_pieces_are_gathered_packet_by_packet() -> None:
+    pair, a, b = connected()
+    data = bytes(range(256)) * 24
+    a.mr.write(data, len(data))
+    pieces = [SGE(a.mr.buf + 10, 1500, a.mr.lkey), SGE(a.mr.buf + 3000, 3, a.mr.lkey), SGE(a.mr.buf, 2000, a.mr.lkey)]
+    request = SendWR(1, WROpcode.RDMA_WRITE, sg=pieces)
+    request.set_wr_rdma(b.mr.rkey, b.mr.buf)
+    a.qp.post_send(request)
+    pair.settle()
+    assert done(a) == [(1, OK)]
+    assert b.mr.read(3503, 0) == data[10:1510] + data[3000:3003] + data[:2000]
+    wqe_pieces = [SGE(a.mr.buf, 4, a.mr.lkey), SGE(a.mr.buf + 100, 4, a.mr.lkey)]
+    request = SendWR(2, WROpcode.ATOMIC_WRITE, sg=wqe_pieces)
+    request.set_wr_rdma(b.mr.rkey, b.mr.buf)
+    a.qp.post_send(request)
+    pair.settle()
+    assert done(a) == [(2, OK)]
+    assert b.mr.read(8, 0) == data[:4] + data[100:104]
+
+
+def test_a_host_that_fakes_overruns_gets_one_look_at_all_queues_in_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, _, _ = connected()
+    adapter = pair.adapters[0]
+    assert adapter.host is not None
+    looks = [0]
+    words = adapter.host.memory.buffer.cast("I")
+    for slot in range(1024):
+        words[(HEADER_BYTES + slot * DOORBELL_STRIDE) // 4 + 1] = 5000 * (slot + 1)
+
+    def look() -> None:
+        looks[0] += 1
+
+    monkeypatch.setattr(adapter, "look_at_all_queues", look)
+    assert adapter.on_doorbell(now=pair.now)
+    assert looks == [1]
+
+
+def test_a_full_send_ring_of_any_depth_survives_the_wrap_of_its_running_number() -> None:
+    depth = 10
+    buffer = memoryview(bytearray(send_ring_bytes(depth)))
+    host, adapter = SendRing(buffer, depth), SendRing(buffer, depth)
+    start = index_span(depth) - 3
+    host._index = adapter._index = adapter._retired = start
+    adapter.retire(0)
+    for number in range(depth):
+        assert host.post_one(0, 0, number, 1, 2, 3, 4, 5)
+    assert not host.post_one(0, 0, 99, 1, 2, 3, 4, 5)
+    taken = [entry.wr_id for entry in iter(adapter.take, None)]
+    assert taken == list(range(depth))
+    adapter.retire(depth)
+    assert host.free() == depth
+
+
+def test_a_full_receive_ring_of_any_depth_survives_the_wrap_of_its_running_number() -> None:
+    depth = 10
+    buffer = memoryview(bytearray(receive_ring_bytes(depth)))
+    host, adapter = ReceiveRing(buffer, depth), ReceiveRing(buffer, depth)
+    host._index = adapter._index = index_span(depth) - 3
+    buffer.cast("I")[0] = host._index
+    for number in range(depth):
+        assert adapter.holds(depth) is False
+        assert host.post(number, [SGE(1, 2, 3)])
+        assert adapter.holds(number + 1)
+    assert not host.post(99, [SGE(1, 2, 3)])
+    assert [entry.wr_id for entry in iter(adapter.take, None)] == list(range(depth))
+
+
+def test_a_full_completion_ring_of_any_depth_survives_the_wrap_of_its_running_number() -> None:
+    depth = 10
+    buffer = memoryview(bytearray(completion_ring_bytes(depth)))
+    assert len(buffer) == HEADER_BYTES + depth * COMPLETION_STRIDE
+    host, adapter = CompletionRing(buffer, depth), CompletionRing(buffer, depth)
+    host._index = adapter._index = index_span(depth) - 3
+    buffer.cast("I")[0] = host._index
+    for number in range(depth):
+        assert adapter.push(number, 0, 0, 0, 0, 0, 0)
+        assert adapter.waiting() == number + 1
+    assert not adapter.push(99, 0, 0, 0, 0, 0, 0)
+    assert [entry.wr_id for entry in iter(host.poll, None)] == list(range(depth))
+
+
+# -- flags ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_fence_flag_holds_back_a_message_of_several_packets() -> None:
+    pair, a, b = connected()
+    pair.filter = lambda seen: [] if seen.sender == 1 else [seen.frame]
+    read(a, b)
+    request = SendWR(4, WROpcode.RDMA_WRITE, sg=[SGE(a.mr.buf, 3000, a.mr.lkey)])
+    request.send_flags = SendFlags.SIGNALED | SendFlags.FENCE
+    request.set_wr_rdma(b.mr.rkey, b.mr.buf)
+    a.qp.post_send(request)
+    pair.settle(span_ns=20 * MILLISECOND)
+    assert {seen.opcode for seen in pair.seen if seen.sender == 0} == {Opcode.RDMA_READ_REQUEST}
+    pair.filter = lambda seen: [seen.frame]
+    pair.settle()
+    assert done(a) == [(2, OK), (4, OK)]
