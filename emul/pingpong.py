@@ -1,25 +1,32 @@
 """ibv_rc_pingpong on emulated adapters: `python -m emul.pingpong`, with libibverbs' options and output.
 
-As in `emul.perftest`, the adapter owns its interface, so that the ends find each other another way.
+As in `emul.perftest`, the adapter owns its interface, so that the ends find each other another way. Over TCP they tell
+each other what ibv_rc_pingpong does (rdma-core, libibverbs/examples/rc_pingpong.c), so that it can be the other end;
+nothing is said of -s, -n and -m: both have to be given the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import ipaddress
+import re
 import signal
 import sys
 import time
+from errno import EPROTO
 
 from emul.errors import PyverbsUserError, RDMAError
 from emul.perftest.ends import End
-from emul.perftest.exchange import Exchange
+from emul.perftest.exchange import UNIX, Exchange
 from emul.perftest.options import ITERS_MAX, PORT, SIZE_MAX, AtomicType, Options, in_range, mtu_of
 from emul.perftest.self_test import run_both
 from emul.queues import QUEUE_DEPTH_MAX
 from emul.vocabulary import RecvWR, SendFlags, SendWR, WCOpcode, WROpcode
 
 PROG = "python -m emul.pingpong"
+DONE = b"done\0"
+"""The client's last word."""
+_WORDS = re.compile(rb"[0-9a-f]{4}:([0-9a-f]{6}):([0-9a-f]{6}):([0-9a-f]{32})\0")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,19 +98,58 @@ def run_end(options: Options, *, check: bool) -> int:
         size, first = options.sizes[0], options.server is not None
         end.mr.write(bytes(number % 128 + 1 for number in range(size)), size, end.source)
         end.post_receives(options.rx_depth, size)
-        mine = end.connect()
+        mine = _connect(end, first=first)
         _say(f"  local address:  {_address(mine)}\n  remote address: {_address(end.remote)}")
-        end.barrier()
         begun = time.perf_counter()
         _play(end, size, first=first)
         seconds = time.perf_counter() - begun
-        end.barrier()
+        exchange.part()  # the other end may still wait for the last acknowledgement
         octets = 2 * size * options.iters
         _say(f"{octets} bytes in {seconds:.2f} seconds = {octets * 8 / 1e6 / seconds:.2f} Mbit/sec")
         _say(f"{options.iters} iters in {seconds:.2f} seconds = {seconds * 1e6 / options.iters:.2f} usec/iter")
         if check and end.mr.read(size, end.target) != end.mr.read(size, end.source):
             raise PyverbsUserError("invalid data arrived")
     return 0
+
+
+def _connect(end: End, *, first: bool) -> dict[str, object]:
+    """Swaps facts with the other end and connects the queue pairs; gives our own. The server's is connected before it
+    answers, as the client sends at once.
+    """
+    options, exchange = end.options, end.exchange
+    if (options.server or options.exchange).startswith(UNIX):
+        mine = end.connect()
+        end.barrier()
+        return mine
+    mine = end.facts()
+    words = words_for(mine)
+    if first:
+        exchange.tell_bytes(words)
+    theirs = facts_in(exchange.take_bytes(len(words)))
+    end.join({**theirs, "outs": options.outstanding, "mtu": int(end.mtu)})
+    if first:
+        exchange.tell_bytes(DONE)
+    else:
+        exchange.tell_bytes(words)
+        exchange.take_bytes(len(DONE))
+    return mine
+
+
+def words_for(facts: dict[str, object]) -> bytes:
+    """LID, queue pair number, PSN and GID as ibv_rc_pingpong tells them: hexadecimal, with the zero at the end."""
+    gid = ipaddress.IPv6Address(str(facts["gid"])).packed.hex()
+    return f"0000:{int(str(facts['qpn'])):06x}:{int(str(facts['psn'])):06x}:{gid}".encode() + b"\0"
+
+
+def facts_in(words: bytes) -> dict[str, object]:
+    """qpn, psn and gid of such words. Raises RDMAError (EPROTO)."""
+    found = _WORDS.fullmatch(words)
+    if found is None:
+        raise RDMAError(EPROTO, f"the other end is no ibv_rc_pingpong: expected LID:QPN:PSN:GID, found {words[:80]!r}")
+    gid = bytes.fromhex(found[3].decode())
+    if not any(gid):
+        raise RDMAError(EPROTO, "the other end has told no GID: ibv_rc_pingpong needs -g with the index of one")
+    return {"qpn": int(found[1], 16), "psn": int(found[2], 16), "gid": ipaddress.IPv6Address(gid).exploded}
 
 
 def _play(end: End, size: int, *, first: bool) -> None:

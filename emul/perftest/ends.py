@@ -71,10 +71,16 @@ class End:
     def connect(self) -> dict[str, object]:
         """Swaps facts with the other end and connects the queue pairs; gives our own."""
         mine = self.facts()
-        theirs = self.remote = self.exchange.swap(mine)
+        theirs = self.exchange.swap(mine)
         for name in ("test", "sizes", "iters", "bidirectional", "duration"):
             if theirs.get(name) != mine[name]:
                 raise RDMAError(EPROTO, f"the ends differ in {name}: here {mine[name]}, there {theirs.get(name)}")
+        self.join(theirs)
+        return mine
+
+    def join(self, theirs: dict[str, object]) -> None:
+        """Connects the queue pair to the other end's: `theirs` are its qpn, psn, gid, mtu and outs."""
+        self.remote = theirs
         self.mtu = MTU(min(int(self.mtu), self.number("mtu")))
         attr = QPAttr(
             path_mtu=self.mtu, dest_qp_num=self.number("qpn"), rq_psn=self.number("psn"), sq_psn=self.psn,
@@ -83,7 +89,6 @@ class End:
             timeout=self.options.timeout,
         )  # fmt: skip
         self.qp.to_rts(attr)
-        return mine
 
     def number(self, name: str) -> int:
         """One of the other end's facts. Raises RDMAError (EPROTO)."""

@@ -1,7 +1,10 @@
-"""How two ends of a test find each other: one line of JSON each way at a time, over TCP or a Unix socket."""
+"""How two ends of a test find each other, over TCP or a Unix socket: one line of JSON each way at a time, or the bytes
+that another program expects.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -13,7 +16,7 @@ from emul.errors import RDMAError
 
 CONNECT_TIMEOUT_S = 5.0
 LINE_BYTES_MAX = 16_384
-_UNIX = "unix:"
+UNIX = "unix:"
 
 
 class Exchange:
@@ -27,7 +30,7 @@ class Exchange:
     @classmethod
     def serve(cls, place: str, port: int, timeout_s: float) -> Exchange:
         """Waits for one client at `place`: HOST, HOST:PORT, unix:PATH, or "" for all addresses."""
-        path = place.removeprefix(_UNIX) if place.startswith(_UNIX) else None
+        path = place.removeprefix(UNIX) if place.startswith(UNIX) else None
         try:
             if path is not None:
                 listener = socket.socket(socket.AF_UNIX)
@@ -51,10 +54,10 @@ class Exchange:
         until = time.monotonic() + CONNECT_TIMEOUT_S
         while True:
             try:
-                if place.startswith(_UNIX):
+                if place.startswith(UNIX):
                     connection = socket.socket(socket.AF_UNIX)
                     try:
-                        connection.connect(place.removeprefix(_UNIX))
+                        connection.connect(place.removeprefix(UNIX))
                     except OSError:
                         connection.close()
                         raise
@@ -74,13 +77,7 @@ class Exchange:
     def take(self) -> dict[str, object]:
         """What the other end told."""
         while b"\n" not in self._waiting:
-            try:
-                more = self._connection.recv(LINE_BYTES_MAX)
-            except TimeoutError:
-                raise RDMAError(ETIMEDOUT, "the other end says nothing") from None
-            if not more or len(self._waiting) > LINE_BYTES_MAX:
-                raise RDMAError(EPROTO, "the other end has ended")
-            self._waiting += more
+            self._receive()
         line, _, self._waiting = self._waiting.partition(b"\n")
         try:
             told = json.loads(line)
@@ -89,6 +86,38 @@ class Exchange:
         if not isinstance(told, dict):
             raise RDMAError(EPROTO, f"the other end is no perftest of this kind: {line[:80]!r}")
         return told
+
+    def _receive(self) -> None:
+        try:
+            more = self._connection.recv(LINE_BYTES_MAX)
+        except TimeoutError:
+            raise RDMAError(ETIMEDOUT, "the other end says nothing") from None
+        except ConnectionError:
+            more = b""
+        if not more or len(self._waiting) > LINE_BYTES_MAX:
+            raise RDMAError(EPROTO, "the other end has ended")
+        self._waiting += more
+
+    def tell_bytes(self, told: bytes) -> None:
+        """Tells the other end just these bytes. Raises RDMAError (EPROTO) when it has gone."""
+        try:
+            self._connection.sendall(told)
+        except OSError as error:
+            raise RDMAError(EPROTO, f"the other end has ended: {error}") from None
+
+    def take_bytes(self, count: int) -> bytes:
+        """The next `count` bytes, at most LINE_BYTES_MAX, that the other end tells."""
+        while len(self._waiting) < count:
+            self._receive()
+        told, self._waiting = self._waiting[:count], self._waiting[count:]
+        return told
+
+    def part(self) -> None:
+        """Says that there is no more, and waits until the other end has said so, or is gone."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+            while self._connection.recv(LINE_BYTES_MAX):
+                pass
 
     def close(self) -> None:
         """Ends it."""
