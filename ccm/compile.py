@@ -12,8 +12,9 @@ MODULES = tuple(
     for name in (
         "actions", "adapter_port", "clients/load", "clients/nvram_mirror", "driver/chores", "driver/driver",
         "driver/notes", "driver/peers", "driver/sessions", "driver/wiring", "events", "exchange", "failover",
-        "handshake", "history", "lanes", "liveness", "manager", "pairing", "path", "pathset", "peer_link", "peering",
-        "publisher", "session", "sessions", "settling", "stream",
+        "handshake", "history", "host", "lanes", "liveness", "manager", "pairing", "path", "pathset", "peer_link",
+        "peering", "publisher", "session", "sessions", "settling", "stream",
+        "workload",
     )
 )  # fmt: skip
 """What runs for each write, probe and event of a session."""

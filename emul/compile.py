@@ -17,8 +17,7 @@ from emul.compiled import BUILT, MANIFEST, MODULES, ROOT, fingerprints
 
 _LAST_WORDS = 2000
 """Characters of the compiler's complaint that are passed on."""
-_QUICK = {"MYPYC_OPT_LEVEL": "2", "MYPYC_DEBUG_LEVEL": "0"}
-"""Most of the time goes into one large C file; the environment can ask for more."""
+_NO_DEBUGGING = {"MYPYC_DEBUG_LEVEL": "0"}
 EXIT_MACHINE = 3
 """The machine lacks what it takes."""
 
@@ -31,7 +30,7 @@ def build(modules: tuple[str, ...] = MODULES) -> None:
             shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("_compiled", "__pycache__"))
         made_from = fingerprints(modules, root)
         command = [sys.executable, "-m", "mypyc", *(f"{name}.py" for name in modules)]
-        environment = {**_QUICK, **os.environ, "PYTHONPATH": str(root)}
+        environment = {**_NO_DEBUGGING, **os.environ, "PYTHONPATH": str(root)}
         done = subprocess.run(command, cwd=root, env=environment, check=False, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError((done.stderr or done.stdout)[-_LAST_WORDS:].strip())

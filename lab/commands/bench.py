@@ -78,7 +78,7 @@ def _wants_other_build(plain: bool, compiled: bool) -> bool:
         return False
     sys.stderr.write("compiling the hot modules first, one to three minutes, once (--plain does without) ...\n")
     try:
-        done = subprocess.run([sys.executable, "-m", "ccm.compile"], check=False, timeout=COMPILE_WITHIN_S)
+        done = subprocess.run([sys.executable, "-m", "lab.compile"], check=False, timeout=COMPILE_WITHIN_S)
     except subprocess.TimeoutExpired:
         sys.stderr.write(f"not compiled within {COMPILE_WITHIN_S} s, plain Python is measured\n")
         return False

@@ -44,7 +44,7 @@ def test_the_benchmarks_of_the_hot_path_want_it_compiled() -> None:
 @pytest.mark.usefixtures("nothing_built")
 def test_what_is_not_compiled_is_compiled_once_and_measured_by_a_new_process(asked: list[list[str]]) -> None:
     assert bench._wants_other_build(False, True)
-    assert [command[-1] for command in asked] == ["ccm.compile"]
+    assert [command[-1] for command in asked] == ["lab.compile"]
 
 
 @pytest.mark.usefixtures("nothing_built")
