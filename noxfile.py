@@ -98,8 +98,8 @@ PACKAGES = ("emul", "ccm", "lab")
 TEST_DIRECTORIES = ("unit", "explore", "sim", "fuzz", "netns", "docker", "interop", "regression", "vagrant")
 
 ADAPTER_TESTS = (
-    "adapter_doors", "adapter_process", "cm_programs", "open_adapter", "pingpong", "port_limits", "ports",
-    "replaced_adapters", "service_port",
+    "adapter_doors", "adapter_process", "cm_programs", "open_adapter", "perftest_refusals", "pingpong",
+    "port_limits", "ports", "replaced_adapters", "service_port",
 )  # fmt: skip
 """Those of tests/netns that are about adapters."""
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from errno import EBUSY, EINVAL, ENETDOWN, ENODEV
+from errno import EBUSY, EINVAL, ENETDOWN, ENODEV, ETIMEDOUT
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ import emul
 from emul.control import SocketDevice, receive_message, send_message
 from emul.errors import DeviceGone, RDMAError
 from emul.memory import Memory
-from emul.opening import OpenError, OwnedDevice
+from emul.opening import OpenError, OwnedDevice, open_adapter
 from emul.verbs import CQ, GID, MR, PD, QP, SGE, AHAttr, CompChannel, Context, GlobalRoute, QPAttr, QPCap, QPInitAttr
 from emul.vocabulary import AccessFlags, EventType, RecvWR, SendWR, WCStatus, WROpcode
 from tests.helpers.network import DEADLINE_S, Namespace, Pair, wait_until
@@ -286,3 +286,20 @@ def test_perftest_in_both_directions_for_a_time_and_pingpong_print_their_figures
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert words in done.stdout
+
+
+def test_an_adapter_that_stands_still_is_ended_all_the_same(cable: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emul.opening.STOP_TIMEOUT_S", 0.1)
+    context = opened(cable.left, "left0", ADDRESSES[0], "packet")
+    pid = pid_of(context)
+    os.kill(pid, signal.SIGSTOP)
+    context.close()
+    assert not Path(f"/proc/{pid}").exists()
+    opened(cable.left, "left0", ADDRESSES[0], "packet").close()
+
+
+def test_an_adapter_that_is_not_ready_in_time_leaves_nothing(cable: Pair) -> None:
+    with cable.left.entered(), pytest.raises(OpenError, match="not ready: it said nothing") as refused:
+        open_adapter("left0", ADDRESSES[0], "packet", ready_timeout_s=0.0)
+    assert refused.value.error_code == ETIMEDOUT
+    opened(cable.left, "left0", ADDRESSES[0], "packet").close()

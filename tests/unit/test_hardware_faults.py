@@ -274,6 +274,37 @@ def test_a_completion_is_overtaken_by_that_of_another_queue_pair_or_of_its_own()
     story.works()
 
 
+def test_within_one_queue_pair_others_pass_by_in_their_order() -> None:
+    story = Story()
+    second, peer = Party(story.pair.contexts[0]), Party(story.pair.contexts[1])
+    second.qp.close()
+    cap = QPCap(max_send_wr=8, max_recv_wr=8)
+    second.qp = QP(second.pd, QPInitAttr(cap=cap, scq=story.a.cq, rcq=story.a.cq))
+    connect_by_hand(story.pair, (second, peer))
+    story.inject("cqe_reorder", where=0, scope="within", delay_ns=3600 * 1000 * MILLISECOND)
+    story.write(b"x", wr_id=1)
+    story.pair.settle(span_ns=MILLISECOND)
+    second.qp.post_write(3, second.mr.buf, 1, second.mr.lkey, peer.mr.buf, peer.mr.rkey)
+    story.pair.settle(span_ns=MILLISECOND)
+    assert [c.wr_id for c in story.a.completions()] == [3]
+    story.write(b"x", wr_id=2)
+    story.pair.settle(span_ns=MILLISECOND)
+    assert [c.wr_id for c in story.a.completions()] == [2, 1]
+    assert story.fired("cqe_reorder", where=0) == 1
+
+
+@pytest.mark.parametrize("fault", ["cqe_delay", "cqe_reorder"])
+def test_completions_of_a_queue_pair_that_is_gone_do_not_come_late(fault: str) -> None:
+    story = Story()
+    story.inject(fault, where=0, delay_ns=3600 * 1000 * MILLISECOND)
+    story.write(b"x", wr_id=1)
+    story.pair.settle(span_ns=MILLISECOND)
+    story.a.qp.close()
+    story.heal(where=0)
+    story.pair.settle(span_ns=MILLISECOND)
+    assert story.a.completions() == []
+
+
 def test_a_completion_that_nothing_overtakes_comes_all_the_same() -> None:
     story = Story()
     story.inject("cqe_reorder", where=0, delay_ns=2 * MILLISECOND)
