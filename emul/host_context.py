@@ -381,6 +381,7 @@ class HostContext:
             receive_sink=self._cqs[receive_cq],
             signal_all=bool(request.get("sq_sig_all")),
             fence_epoch=self._services.fence_epoch,
+            receive_pd=None if srq is None else self._srq_pds[srq.number],
         )
         self.qps[qp.number] = qp
         self._rings[qp.number] = memory

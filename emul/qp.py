@@ -120,9 +120,9 @@ class QueuePair:
     """One end of a reliable connection."""
 
     __slots__ = (
-        "_completer", "_fence_epoch", "_flow", "_former", "_greeted", "_left_work", "_receive_sink", "_regions",
-        "_requester", "_responder", "_send_sink", "_signal_all", "_window", "_work", "attention", "attr", "broken_by",
-        "congestion", "events", "number", "overrun", "pd", "route",
+        "_completer", "_fence_epoch", "_flow", "_former", "_greeted", "_left_work", "_receive_pd", "_receive_sink",
+        "_regions", "_requester", "_responder", "_send_sink", "_signal_all", "_window", "_work", "attention", "attr",
+        "broken_by", "congestion", "events", "number", "overrun", "pd", "route",
     )  # fmt: skip
 
     def __init__(
@@ -136,9 +136,12 @@ class QueuePair:
         receive_sink: CompletionSink,
         signal_all: bool,
         fence_epoch: Callable[[int], int],
+        receive_pd: int | None = None,
     ) -> None:
         self.number = number
         self.pd = pd
+        self._receive_pd = pd if receive_pd is None else receive_pd
+        """Where its receives lie: a shared queue's domain may be another one."""
         self._regions = regions
         self._work = work
         self._send_sink = send_sink
@@ -237,6 +240,7 @@ class QueuePair:
         self._responder = Responder(
             regions=self._regions,
             pd=self.pd,
+            receive_pd=self._receive_pd,
             access=own.qp_access_flags,
             mtu=own.path_mtu.size,
             destination_qpn=own.dest_qp_num,

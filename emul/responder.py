@@ -92,7 +92,7 @@ class Responder:
 
     __slots__ = (
         "_access", "_atomics", "_cursor", "_fenced", "_message", "_more", "_mtu", "_nak_sent", "_pd", "_receive",
-        "_receive_regions", "_receive_room", "_region", "_regions", "_remaining", "_rnr_timer", "_slots",
+        "_receive_pd", "_receive_regions", "_receive_room", "_region", "_regions", "_remaining", "_rnr_timer", "_slots",
         "_take_receive", "_written_bytes", "answers", "counts", "delivered", "epsn", "msn", "refusal", "twice",
         "written",
     )  # fmt: skip
@@ -102,6 +102,7 @@ class Responder:
         *,
         regions: RegionTable,
         pd: int,
+        receive_pd: int,
         access: AccessFlags,
         mtu: int,
         destination_qpn: int,
@@ -113,6 +114,7 @@ class Responder:
     ) -> None:
         self._regions = regions
         self._pd = pd
+        self._receive_pd = receive_pd
         self._access = int(access)
         self._mtu = mtu
         self._rnr_timer = min_rnr_timer & 0x1F
@@ -247,7 +249,7 @@ class Responder:
         for lkey, addr, length in receive.sges:
             if not length:
                 continue
-            region = self._regions.local(lkey, addr, length, self._pd, write=True)
+            region = self._regions.local(lkey, addr, length, self._receive_pd, write=True)
             if region is None:
                 self._finish_receive(WCStatus.LOC_PROT_ERR, WCOpcode.RECV, 0)
                 return Syndrome.NAK_REMOTE_OPERATION

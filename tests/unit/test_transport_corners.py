@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from emul.answers import ANSWERS_MAX, Answers
-from emul.clock import MILLISECOND
+from emul.clock import MILLISECOND, Instant
 from emul.enums import QPAttrMask
 from emul.queues import (
     COMPLETION_STRIDE,
@@ -21,7 +21,8 @@ from emul.queues import (
     receive_ring_bytes,
     send_ring_bytes,
 )
-from emul.verbs import QP, SRQ, QPInitAttr, SrqInitAttr
+from emul.requester import PACKETS_IN_FLIGHT_MAX
+from emul.verbs import MR, PD, QP, SRQ, QPInitAttr, SrqInitAttr
 from emul.vocabulary import (
     GID,
     MTU,
@@ -39,6 +40,7 @@ from emul.vocabulary import (
     WCStatus,
     WROpcode,
 )
+from emul.window import SendWindow, SendWqe
 from emul.wire.headers import Opcode
 from tests.helpers.adapters import ALL_ACCESS, AdapterPair, Party, Seen, connect_by_hand
 
@@ -481,3 +483,190 @@ def test_the_fence_flag_holds_back_a_message_of_several_packets() -> None:
     pair.filter = lambda seen: [seen.frame]
     pair.settle()
     assert done(a) == [(2, OK), (4, OK)]
+
+
+# -- shared receives of another domain --------------------------------------------------------------------------------
+
+
+def test_shared_receives_lie_in_the_domain_of_their_queue_and_in_no_other() -> None:
+    pair, a, b = connected()
+    other = PD(pair.contexts[1])
+    region = MR(other, 4096, ALL_ACCESS)
+    srq = SRQ(other, SrqInitAttr())
+    cap = QPCap(max_send_wr=4, max_recv_wr=4)
+    b.qp = QP(b.pd, QPInitAttr(cap=cap, scq=b.cq, rcq=b.cq, srq=srq))
+    a.qp = QP(a.pd, QPInitAttr(cap=cap, scq=a.cq, rcq=a.cq))
+    connect_by_hand(pair, (a, b))
+    srq.post_recv(RecvWR(5, 1, [SGE(region.buf, 4096, region.lkey)]))
+    srq.post_recv(RecvWR(6, 1, [SGE(b.mr.buf, 4096, b.mr.lkey)]))
+    send(a)
+    send(a)
+    pair.settle()
+    assert done(b) == [(5, OK), (6, WCStatus.LOC_PROT_ERR)]
+
+
+# -- retries and timers, one by one -----------------------------------------------------------------------------------
+
+
+def test_a_gap_in_mid_message_that_never_closes_spends_the_retries() -> None:
+    pair, a, b = connected(retry_cnt=3)
+    pair.filter = lambda seen: [] if seen.sender == 0 and seen.psn == 0xFFFFFF else [seen.frame]
+    write(a, b, 3000)
+    pair.settle()
+    assert done(a) == [(1, WCStatus.RETRY_EXC_ERR)]
+    assert a.qp.counters()["completer_retry_err"] == 3
+
+
+def test_a_single_packet_that_waits_for_its_acknowledgement_is_not_drained() -> None:
+    pair, a, b = connected()
+    pair.filter = lambda seen: [seen.frame] if seen.sender == 0 else []
+    write(a, b)
+    pair.step()
+    to_state(a, QPState.SQD, en_sqd_async_notify=1)
+    assert events(pair, 0) == []
+    pair.filter = lambda seen: [seen.frame]
+    pair.settle()
+    assert events(pair, 0) == [EventType.SQ_DRAINED]
+    pair.settle()
+    assert events(pair, 0) == []
+
+
+def test_what_is_acknowledged_up_to_the_cursor_is_not_in_flight() -> None:
+    window = SendWindow(256, 0xFFFFFF)
+    wqe = SendWqe(1, WROpcode.RDMA_WRITE, 0, 0, 0, 0, [memoryview(bytes(1000))], 1000)
+    window.add(wqe)
+    window.packet = 2
+    assert window.in_flight()
+    window.settle(wqe, 2)
+    assert not window.in_flight()
+
+
+def test_new_requests_do_not_put_off_the_timer_of_the_oldest() -> None:
+    pair, a, b = connected(retry_cnt=1, timeout=14)
+    pair.filter = lambda seen: []
+    for number in range(40):  # one every 10 ms
+        if a.qp.query().qp_state is QPState.ERR:
+            break
+        write(a, b, wr_id=number)
+        until = pair.now + 10 * MILLISECOND
+        pair.settle(lambda until=until: pair.now >= until, span_ns=10 * MILLISECOND)  # type: ignore[misc]
+        pair.now = Instant(max(pair.now, until))
+    assert a.statuses()[0] == WCStatus.RETRY_EXC_ERR
+
+
+def test_a_response_that_ends_too_early_is_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, a, b = connected()
+    monkeypatch.setattr("emul.answers._FIRST", int(Opcode.RDMA_READ_RESPONSE_ONLY))
+    read(a, b, 3000)
+    pair.settle()
+    assert done(a) == [(2, WCStatus.BAD_RESP_ERR)]
+
+
+def test_responses_of_a_smaller_path_mtu_are_bad_ones() -> None:
+    pair, a, b = connected()
+    to_state(b, QPState.RESET)
+    attr = route(pair, a, 0)
+    attr.path_mtu, attr.rq_psn = MTU.MTU_256, 0xFFFFFE
+    b.qp.to_rts(attr)
+    read(a, b, 3000)
+    pair.settle()
+    assert done(a) == [(2, WCStatus.BAD_RESP_ERR)]
+
+
+def test_while_the_receiver_asks_for_patience_no_timer_runs_and_nothing_is_sent() -> None:
+    pair, a, b = connected(timeout=8, min_rnr_timer=24)  # 1 ms, 41 ms
+    send(a)
+    pair.settle(span_ns=30 * MILLISECOND)
+    assert a.qp.counters()["rcvd_rnr_err"] == 1
+    receive(b)
+    pair.settle()
+    assert done(a) == [(3, OK)]
+    assert [seen.opcode for seen in pair.seen if seen.sender == 0] == [Opcode.SEND_ONLY] * 2
+    assert a.qp.counters()["timeouts"] == 0
+
+
+def test_a_bound_of_rnr_retries_that_is_set_while_drained_holds() -> None:
+    pair, a, b = connected(rnr_retry=7)
+    write(a, b)
+    to_state(a, QPState.SQD)
+    attr = QPAttr(qp_state=QPState.SQD, rnr_retry=1)
+    a.qp.modify(attr, QPAttrMask.STATE | QPAttrMask.RNR_RETRY)
+    to_state(a, QPState.RTS)
+    pair.settle()
+    send(a)
+    pair.settle(span_ns=500 * MILLISECOND)
+    assert done(a) == [(1, OK), (3, WCStatus.RNR_RETRY_EXC_ERR)]
+    assert a.qp.counters()["rcvd_rnr_err"] == 2
+
+
+def test_rnr_retries_are_given_back_by_progress() -> None:
+    pair, a, b = connected(rnr_retry=1)
+    for number in range(3):
+        send(a, wr_id=number)
+        seen_before = a.qp.counters()["rcvd_rnr_err"]
+        pair.settle(lambda before=seen_before: a.qp.counters()["rcvd_rnr_err"] > before)  # type: ignore[misc]
+        receive(b)
+        pair.settle()
+    assert done(a) == [(number, OK) for number in range(3)]
+    assert a.qp.counters()["rcvd_rnr_err"] == 3
+
+
+def test_a_nak_that_the_cable_repeats_spends_one_retry() -> None:
+    pair, a, b = connected()
+    lose = losing(lambda seen: seen.sender == 0)
+    pair.filter = lambda seen: lose(seen) * (1 + (seen.sender == 1))
+    write(a, b, 3000)
+    pair.settle()
+    assert done(a) == [(1, OK)]
+    assert a.qp.counters()["completer_retry_err"] == 1
+
+
+def test_a_nak_that_arrives_late_is_no_news() -> None:
+    pair, a, b = connected()
+    pair.filter = losing(lambda seen: seen.sender == 0)
+    write(a, b, 3000)
+    pair.settle()
+    (nak,) = [seen.frame for seen in pair.seen if seen.opcode == Opcode.ACKNOWLEDGE and seen.frame[54] == 0x60]
+    pair.filter = lambda seen: []
+    write(a, b, wr_id=2)
+    pair.step()
+    pair.seen.clear()
+    pair.adapters[0].on_frame(nak, now=pair.now)
+    pair.step()
+    assert pair.seen == []
+
+
+def test_an_acknowledgement_of_a_former_life_completes_nothing_that_was_not_sent() -> None:
+    pair, a, b = connected()
+    for number in range(5):
+        write(a, b, wr_id=number)
+    pair.settle()
+    ghost = [seen.frame for seen in pair.seen if seen.sender == 1][-1]
+    done(a)
+    reconnected(pair, a, b)
+    pair.filter = lambda seen: []
+    write(a, b, wr_id=9)
+    pair.step()
+    pair.adapters[0].on_frame(ghost, now=pair.now)
+    assert done(a) == []
+    pair.filter = lambda seen: [seen.frame]
+    pair.settle()
+    assert done(a) == [(9, OK)]
+
+
+def test_packets_without_an_answer_are_bounded() -> None:
+    pair, a, b = connected(path_mtu=MTU.MTU_256)
+    pair.filter = lambda seen: []
+    for number in range(4):
+        write(a, b, 65_536, wr_id=number)
+    for _ in range(20):
+        pair.step()
+    assert len(pair.seen) == PACKETS_IN_FLIGHT_MAX
+
+
+def test_an_acknowledgement_is_asked_for_within_a_long_message() -> None:
+    pair, a, b = connected(path_mtu=MTU.MTU_256)
+    write(a, b, 65_536)
+    pair.settle()
+    asked = [seen.psn for seen in pair.seen if seen.sender == 0 and seen.frame[50] & 0x80]
+    assert [(psn - 0xFFFFFE) & 0xFFFFFF for psn in asked] == [63, 127, 191, 255]
