@@ -7,6 +7,7 @@ from errno import EIO, EPROTO, ETIMEDOUT
 from types import TracebackType
 from typing import Self
 
+from emul.cm import CMID, RAI_PASSIVE, AddrInfo, ConnParam
 from emul.enums import IBV_QP_CAP
 from emul.errors import RDMAError
 from emul.opening import OwnedDevice, open_adapter
@@ -14,6 +15,7 @@ from emul.perftest.exchange import Exchange
 from emul.perftest.options import Options
 from emul.verbs import CQ, GID, MR, PD, QP, SGE, WC, AHAttr, CompChannel, GlobalRoute, QPAttr, QPCap, QPInitAttr
 from emul.vocabulary import MTU, AccessFlags, RecvWR, WCStatus
+from emul.wire.address import address_bytes, address_text
 
 ACCESS = AccessFlags.LOCAL_WRITE | AccessFlags.REMOTE_WRITE | AccessFlags.REMOTE_READ | AccessFlags.REMOTE_ATOMIC
 BUFFER_BYTES_MIN = 4096
@@ -21,6 +23,8 @@ POLLS_BEFORE_SLEEP = 200
 """Without -e: how often a queue is polled before the end sleeps. Two ends and two adapters share few cores here, and
 who polls for ever keeps its own adapter from running."""
 POLL_MAX = 64
+SERVICE_PORT = 18_515
+"""Where a server is called with -R: a port of its adapter, which nobody else has."""
 
 
 class End:
@@ -51,6 +55,8 @@ class End:
         self.mtu = options.mtu if options.mtu is not None else port.active_mtu
         self.psn = secrets.randbelow(1 << 24)
         self.remote: dict[str, object] = {}
+        self.connection: CMID | None = None
+        """With -R: what connection management knows of it."""
 
     @property
     def wire(self) -> str:
@@ -65,18 +71,55 @@ class End:
             "test": options.test, "sizes": list(options.sizes), "iters": options.iters, "qpn": self.qp.qp_num,
             "psn": self.psn, "rkey": self.mr.rkey, "vaddr": self.mr.buf + self.target, "outs": options.outstanding,
             "gid": self.context.query_gid(1, options.gid_index).gid, "mtu": int(self.mtu),
-            "bidirectional": options.bidirectional, "duration": options.duration_s,
+            "bidirectional": options.bidirectional, "duration": options.duration_s, "managed": options.managed,
         }  # fmt: skip
 
     def connect(self) -> dict[str, object]:
         """Swaps facts with the other end and connects the queue pairs; gives our own."""
         mine = self.facts()
+        listener = self._listen() if self.options.managed and self.options.server is None else None
         theirs = self.exchange.swap(mine)
-        for name in ("test", "sizes", "iters", "bidirectional", "duration"):
+        for name in ("test", "sizes", "iters", "bidirectional", "duration", "managed"):
             if theirs.get(name) != mine[name]:
                 raise RDMAError(EPROTO, f"the ends differ in {name}: here {mine[name]}, there {theirs.get(name)}")
-        self.join(theirs)
+        if self.options.managed:
+            self.join_managed(theirs, listener)
+            mine["psn"] = self.qp.query().sq_psn
+        else:
+            self.join(theirs)
         return mine
+
+    def join_managed(self, theirs: dict[str, object], listener: CMID | None) -> None:
+        """Connects the queue pair through connection management: calls the other end, or takes the call that comes to
+        `listener`. Raises RDMAError.
+        """
+        self.remote = theirs
+        self.mtu = MTU(min(int(self.mtu), self.number("mtu")))
+        param = ConnParam(resources=self.options.outstanding, depth=self.number("outs"), retry=7, rnr_retry=7)
+        if listener is not None:
+            called = self.connection = listener.get_request()
+            called.qp = self.qp
+            called.accept(param)
+            listener.close()
+        else:
+            address = address_text(address_bytes(str(theirs["gid"])))
+            to = AddrInfo(dst=address, service=SERVICE_PORT)
+            calling = self.connection = CMID(to, None, self.pd, timeout_ms=self._patience_ms)
+            calling.ack_timeout = self.options.timeout
+            calling.qp = self.qp
+            calling.connect(param)
+        theirs["psn"] = self.qp.query().rq_psn
+
+    def _listen(self) -> CMID:
+        listener = CMID(
+            AddrInfo(service=SERVICE_PORT, flags=RAI_PASSIVE), None, self.pd, timeout_ms=self._patience_ms
+        )
+        listener.listen()
+        return listener
+
+    @property
+    def _patience_ms(self) -> int:
+        return int(1000 * self.options.max_seconds)
 
     def join(self, theirs: dict[str, object]) -> None:
         """Connects the queue pair to the other end's: `theirs` are its qpn, psn, gid, mtu and outs."""

@@ -57,6 +57,8 @@ class Options:
     atomic: AtomicType
     self_test: bool
     max_seconds: float
+    managed: bool = False
+    """Whether connection management connects the queue pairs, or each end its own."""
 
     @property
     def verb(self) -> str:
@@ -96,7 +98,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parse.add_argument("-b", "--bidirectional", action="store_true", help="both ends send (bandwidth)")
     parse.add_argument("-A", "--atomic_type", default="FETCH_AND_ADD", help="FETCH_AND_ADD or CMP_AND_SWAP")
     parse.add_argument("-F", "--CPU-freq", action="store_true", help="accepted: time is read from the system's clock")
-    parse.add_argument("-R", "--rdma_cm", action="store_true", help="not offered: queue pairs are connected by hand")
+    parse.add_argument("-R", "--rdma_cm", action="store_true", help="connect through connection management (emul.cm)")
     parse.add_argument("--report_gbits", action="store_true", help="Gb/s instead of MB/s")
     parse.add_argument(
         "--self-test",
@@ -141,13 +143,18 @@ def options_from(arguments: list[str], prog: str) -> Options:
         given.test, given.server, given.ib_dev, given.local, given.wire, given.exchange, given.port, sizes, iters,
         given.duration, depth, given.rx_depth, mtu_of(given.mtu), inline, given.outs, given.qp_timeout, given.gid_index,
         given.events, given.bidirectional, given.report_gbits, AtomicType[given.atomic_type], given.self_test,
-        given.max_seconds,
+        given.max_seconds, given.rdma_cm,
     )  # fmt: skip
+
+
+def _check_managed(given: argparse.Namespace) -> None:
+    if given.mtu is not None:
+        raise PyverbsUserError("-m is not for -R: connection management takes the path MTU of the client's port")
 
 
 def _check_plain(given: argparse.Namespace) -> None:
     if given.rdma_cm:
-        raise PyverbsUserError("-R is not offered here: queue pairs are connected by hand, through the exchange")
+        _check_managed(given)
     if given.qp != 1 or given.ib_port != 1:
         raise PyverbsUserError(f"an adapter has port 1 and a test one queue pair, got -i {given.ib_port} -q {given.qp}")
     in_range("-p", given.port, 1, 65_535)

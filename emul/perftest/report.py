@@ -34,7 +34,7 @@ def header(options: Options, mtu: int, device: str, wire: str) -> str:
         lines.append(f" Outstand reads  : {options.outstanding}")
     else:
         lines.append(f" Max inline data : {options.inline}[B]")
-    lines += [" rdma_cm QPs\t : OFF", " Data ex. method : Ethernet", LINE]
+    lines += [f" rdma_cm QPs\t : {'ON' if options.managed else 'OFF'}", " Data ex. method : Ethernet", LINE]
     return "\n".join(lines)
 
 

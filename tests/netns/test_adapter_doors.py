@@ -74,7 +74,7 @@ def test_an_adapter_without_descriptors_left_closes_the_oldest_channel(adapters:
     limit = resource.prlimit(adapters.pids[0], resource.RLIMIT_NOFILE)
     resource.prlimit(adapters.pids[0], resource.RLIMIT_NOFILE, (3, limit[1]))
     late = knock(adapters, "sock")
-    assert answer(oldest, {"op": "ping", "id": 2}) is None
+    wait_until(lambda: answer(oldest, {"op": "ping", "id": 2}) is None, "it is shown out")
     resource.prlimit(adapters.pids[0], resource.RLIMIT_NOFILE, limit)
     assert answer(late, {"op": "ping", "id": 3}) == {"id": 3}
     oldest.close()

@@ -278,6 +278,8 @@ def test_perftest_in_both_directions_for_a_time_and_pingpong_print_their_figures
         ("emul.perftest", ["send_bw", "-b", "-n", "20", "-s", "3000", "--wire", "packet"], " 40 "),
         ("emul.perftest", ["write_bw", "-D", "1", "--wire", "packet", "--report_gbits"], "Gb/sec"),
         ("emul.perftest", ["send_lat", "-D", "1", "--wire", "packet", "-e"], "tps average"),
+        ("emul.perftest", ["read_bw", "-R", "-n", "20", "--wire", "packet"], "rdma_cm QPs\t : ON"),
+        ("emul.perftest", ["send_lat", "-R", "-n", "20", "--wire", "packet"], "rdma_cm QPs\t : ON"),
         ("emul.pingpong", ["-n", "20", "-c", "--wire", "packet"], "usec/iter"),
     ):
         done = subprocess.run(

@@ -57,6 +57,7 @@ def both(place: Namespace, exchange: Path, server: str, client: str) -> list[tup
     ("server", "client", "complaint"),
     [
         ("send_lat -s 4", "send_lat -s 8", "the ends differ in sizes: here [8], there [4]"),
+        ("send_lat", "send_lat -R", "the ends differ in managed: here True, there False"),
         ("send_lat", "write_lat", "the ends differ in test: here write_lat, there send_lat"),
     ],
 )

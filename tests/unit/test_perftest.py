@@ -54,7 +54,7 @@ def test_sizes_and_mtus() -> None:
         ("send_lat -I 999", "-I must be 0"),
         ("send_lat -m 1000", "-m is 256, 512"),
         ("send_lat -q 4", "one queue pair"),
-        ("send_lat -R", "-R is not offered"),
+        ("send_lat -R -m 1024", "-m is not for -R"),
         ("send_lat -p 70000", "-p must be 1"),
         ("send_lat host --exchange unix:/x", "--exchange is the server's"),
     ],
