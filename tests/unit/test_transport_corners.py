@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import mmap
+import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from emul.answers import ANSWERS_MAX, Answers
 from emul.clock import MILLISECOND, Instant
 from emul.enums import QPAttrMask
+from emul.memory import Memory
 from emul.queues import (
     COMPLETION_STRIDE,
     DOORBELL_STRIDE,
     HEADER_BYTES,
+    INLINE_BYTES_MAX,
+    RECEIVE_SGES_MAX,
     CompletionRing,
     ReceiveRing,
+    SendEntry,
     SendRing,
     completion_ring_bytes,
     index_span,
     receive_ring_bytes,
     send_ring_bytes,
 )
+from emul.regions import RegionTable
 from emul.requester import PACKETS_IN_FLIGHT_MAX
+from emul.responder import Responder
 from emul.verbs import MR, PD, QP, SRQ, QPInitAttr, SrqInitAttr
 from emul.vocabulary import (
     GID,
@@ -41,7 +50,10 @@ from emul.vocabulary import (
     WROpcode,
 )
 from emul.window import SendWindow, SendWqe
-from emul.wire.headers import Opcode
+from emul.wire.address import address_bytes
+from emul.wire.frame import make_flow
+from emul.wire.headers import ACK_REQUEST, BTH, RETH, Opcode
+from emul.work_requests import resolve
 from tests.helpers.adapters import ALL_ACCESS, AdapterPair, Party, Seen, connect_by_hand
 
 OK = WCStatus.SUCCESS
@@ -670,3 +682,195 @@ def test_an_acknowledgement_is_asked_for_within_a_long_message() -> None:
     pair.settle()
     asked = [seen.psn for seen in pair.seen if seen.sender == 0 and seen.frame[50] & 0x80]
     assert [(psn - 0xFFFFFE) & 0xFFFFFF for psn in asked] == [63, 127, 191, 255]
+
+
+# -- what is told, and how often --------------------------------------------------------------------------------------
+
+
+def test_a_queue_pair_that_is_broken_already_tells_nothing_more() -> None:
+    pair, a, b = connected(retry_cnt=0)
+    pair.filter = lambda seen: []
+    write(a, b)
+    pair.settle()
+    assert events(pair, 0) == [EventType.QP_FATAL]
+    to_state(a, QPState.ERR)
+    pair.adapters[0].broken(a.qp.qp_num, now=pair.now)
+    pair.settle()
+    assert events(pair, 0) == []
+    assert done(a) == [(1, WCStatus.RETRY_EXC_ERR)]
+
+
+def test_spent_retries_are_counted_once_for_each_life() -> None:
+    pair, a, b = connected(retry_cnt=0)
+    pair.filter = lambda seen: []
+    write(a, b)
+    pair.settle()
+    reconnected(pair, a, b)
+    assert a.qp.counters()["retry_exceeded_err"] == 1
+
+
+def test_communication_is_established_once_in_each_life() -> None:
+    pair = AdapterPair()
+    a, b = (Party(context) for context in pair.contexts)
+    for _ in range(2):
+        connect_by_hand(pair, (a, b), only_to=(QPState.RTS, QPState.RTR))
+        told = []
+        for number in range(3):
+            write(a, b, wr_id=number)
+            pair.settle()
+            told += events(pair, 1)
+        assert told == [EventType.COMM_EST]
+        for party in (a, b):
+            to_state(party, QPState.RESET)
+
+
+def test_asking_for_all_completions_is_not_weakened_by_asking_for_solicited_ones() -> None:
+    ring = CompletionRing(memoryview(bytearray(completion_ring_bytes(4))), 4)
+    ring.arm()
+    ring.arm(solicited_only=True)
+    assert ring.take_armed(solicited=False)
+    ring.arm(solicited_only=True)
+    assert not ring.take_armed(solicited=False)
+    assert ring.take_armed(solicited=True)
+    assert not ring.take_armed(solicited=True)
+
+
+def test_an_event_that_waits_is_not_queued_twice() -> None:
+    pair, a, b = connected()
+    for _ in range(2):
+        to_state(a, QPState.SQD, en_sqd_async_notify=1)
+        to_state(a, QPState.RTS)
+    assert events(pair, 0) == [EventType.SQ_DRAINED]
+
+
+def test_a_wait_that_is_shorter_than_the_timer_ends_when_it_should() -> None:
+    pair, a, b = connected(timeout=22, min_rnr_timer=1)  # 17 s, 10 us
+    send(a)
+    pair.step()
+    pair.step()
+    receive(b)
+    pair.settle(lambda: bool(pair.adapters[1].counters()["rdma_recvs"]), span_ns=100 * MILLISECOND)
+    pair.settle(span_ns=100 * MILLISECOND)
+    assert done(a) == [(3, OK)]
+
+
+# -- frames and entries that nobody well-behaved sends ----------------------------------------------------------------
+
+
+def forged(
+    pair: AdapterPair, a: Party, b: Party, *, source: str = "10.77.0.1", flags: int = 0, p_key: int = 0xFFFF
+) -> bytes:
+    """A WRITE of eight bytes as `a` would send it next, but for what is said."""
+    flow = make_flow(
+        source_mac=bytes([2, 0, 0, 0, 0, 0]), target_mac=bytes([2, 0, 0, 0, 0, 1]), source=address_bytes(source),
+        target=address_bytes("10.77.0.2"), source_port=0xC000,
+    )  # fmt: skip
+    psn = b.qp.query().rq_psn
+    bth = BTH.pack(Opcode.RDMA_WRITE_ONLY, flags, p_key, b.qp.qp_num, ACK_REQUEST | psn)
+    return flow.frame(bth, RETH.pack(b.mr.buf, b.mr.rkey, 8) + b"mischief")
+
+
+@pytest.mark.parametrize(
+    ("how", "counter"),
+    [
+        ({}, ""),
+        ({"p_key": 0x7FFF}, ""),
+        ({"flags": 0x40}, ""),  # MigReq is nobody's business
+        ({"source": "10.77.0.9"}, "rx_wrong_source"),
+        ({"p_key": 0x7FFE}, "rx_bad_header"),
+        ({"flags": 0x01}, "rx_bad_header"),
+        ({"flags": 0x08}, "rx_bad_header"),
+    ],
+)
+def test_a_frame_counts_only_from_the_peer_and_in_this_transport(how: dict[str, Any], counter: str) -> None:
+    pair, a, b = connected()
+    pair.adapters[1].on_frame(forged(pair, a, b, **how), now=pair.now)
+    assert b.mr.read(8, 0) == (bytes(8) if counter else b"mischief")
+    if counter:
+        assert pair.adapters[1].counters()[counter] == 1
+
+
+def test_an_entry_of_a_ring_never_reaches_into_the_next() -> None:
+    buffer = memoryview(bytearray(b"\xee" * send_ring_bytes(2)))
+    buffer.cast("I")[0] = 0
+    ring = SendRing(buffer, 2)
+    ring.post(0, int(SendFlags.INLINE), 1, [], inline=b"x")
+    length_at = HEADER_BYTES + 40
+    buffer[length_at : length_at + 4] = (4096).to_bytes(4, "little")
+    entry = SendRing(buffer, 2).take()
+    assert entry is not None
+    assert entry.inline is not None
+    assert len(entry.inline) == INLINE_BYTES_MAX
+    received = memoryview(bytearray(receive_ring_bytes(2)))
+    receives = ReceiveRing(received, 2)
+    receives.post(1, [SGE(1, 2, 3)])
+    received[HEADER_BYTES + 24 : HEADER_BYTES + 28] = (1_000_000).to_bytes(4, "little")
+    taken = ReceiveRing(received, 2).take()
+    assert taken is not None
+    assert len(taken.sges) == RECEIVE_SGES_MAX
+
+
+def test_a_message_that_is_longer_than_any_may_be_is_refused_without_being_put_together() -> None:
+    regions = RegionTable(random.Random(1))
+    vast = Memory(memoryview(mmap.mmap(-1, 1 << 30)), fd=None, mapping=None)
+    region = regions.register(vast, pd=1, access=ALL_ACCESS)
+    piece = (region.key, region.addr, 1 << 30)
+    fits = SendEntry(1, WROpcode.RDMA_WRITE, 0, 0, 0, 0, (piece, piece))
+    assert resolve(fits, regions, 1, 1).status is OK
+    one_more = fits._replace(sges=(piece, piece, (region.key, region.addr, 1)))
+    assert resolve(one_more, regions, 1, 1).status is WCStatus.LOC_LEN_ERR
+
+
+# -- answers that are wrong or stale ----------------------------------------------------------------------------------
+
+
+def test_a_nak_of_mid_message_that_comes_again_and_again_spends_the_retries() -> None:
+    pair, a, b = connected(retry_cnt=3)
+    naks: list[bytes] = []
+
+    def repeat_the_nak(seen: Seen) -> list[bytes]:
+        if seen.sender == 1:
+            naks.append(seen.frame)
+        elif seen.psn == 0xFFFFFF:
+            return []
+        elif seen.psn == 0 and naks:
+            pair.adapters[0].on_frame(naks[-1], now=pair.now)
+        return [seen.frame]
+
+    pair.filter = repeat_the_nak
+    write(a, b, 3000)
+    pair.settle(span_ns=50 * MILLISECOND)  # less than the timeout
+    assert done(a) == [(1, WCStatus.RETRY_EXC_ERR)]
+
+
+def test_a_response_that_is_too_short_is_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, a, b = connected()
+    whole = Responder._read_source
+
+    def cut(self: Responder, body: memoryview) -> Any:
+        found = whole(self, body)
+        return found and (found[0], found[1][:-1])
+
+    monkeypatch.setattr(Responder, "_read_source", cut)
+    read(a, b, 8)
+    pair.settle()
+    assert done(a) == [(2, WCStatus.BAD_RESP_ERR)]
+
+
+def test_after_the_receivers_wait_the_timer_begins_anew() -> None:
+    pair, a, b = connected(timeout=14, min_rnr_timer=24)  # 67 ms, 41 ms
+    sent_at: list[int] = []
+
+    def lose_the_second(seen: Seen) -> list[bytes]:
+        if seen.opcode == Opcode.SEND_ONLY:
+            sent_at.append(pair.now)
+            return [] if len(sent_at) == 2 else [seen.frame]
+        return [seen.frame]
+
+    pair.filter = lose_the_second
+    send(a)
+    pair.settle(span_ns=20 * MILLISECOND)
+    receive(b)
+    pair.settle()
+    assert done(a) == [(3, OK)]
+    assert sent_at[2] - sent_at[1] >= 67 * MILLISECOND
