@@ -16,14 +16,16 @@ import pytest
 from emul import process
 from emul.control import SocketDevice, receive_message, send_message
 from emul.errors import DeviceGone, RDMAError
+from emul.memory import Memory
 from emul.process import CHANNELS_MAX, UNANSWERED_MAX
 from emul.service_port import CONNECTIONS_MAX, ServicePort
-from emul.vocabulary import WCStatus
+from emul.vocabulary import EventType, WCStatus
 from tests.helpers.network import DEADLINE_S, wait_until
 from tests.netns.test_adapter_process import RealAdapters, inspected, write
 
 pytestmark = [pytest.mark.netns, pytest.mark.root]
 SEVERAL = 3
+TIMEOUT_MS = int(1000 * DEADLINE_S)
 STRANGER, TOLD = 65534, 7
 
 
@@ -208,6 +210,40 @@ def test_a_host_hears_of_the_death_of_its_adapter_wherever_it_waits(adapters: Re
     for ask in (lambda: context.query_port(1), device.answers):
         with pytest.raises(DeviceGone):
             ask()
+
+
+def test_a_boot_without_a_number_is_refused(adapters: RealAdapters) -> None:
+    knock(adapters, "sock").close()
+    device = SocketDevice(str(adapters.directory / "0.sock"))
+    with pytest.raises(RDMAError, match="no incarnation: -1"):
+        device.attach(-1)
+    device.attach(1)
+    device.close()
+    with pytest.raises(DeviceGone, match="is dead"):
+        device.call({"op": "query_port"}, [])
+
+
+def test_news_do_not_end_a_wait_for_a_bell_and_the_death_of_the_card_does(adapters: RealAdapters) -> None:
+    device = adapters.attach(0).device
+    assert isinstance(device, SocketDevice)
+    bell = Memory.bell()
+    adapters.cable.right.set_up("right0", False)
+
+    def told() -> bool:
+        assert not device.wait(bell, 20), "nobody has rung"
+        return bool(select.select([device.async_fd], [], [], 0)[0])
+
+    wait_until(told, "the carrier's end is told")
+    assert not device.wait(bell, 20)
+    bell.ring()
+    assert device.wait(bell, TIMEOUT_MS)
+    assert EventType.PORT_ERR in [event.event_type for event in device.take_events()]
+    with ServicePort(adapters.directory / "0.svc") as port, contextlib.suppress(DeviceGone):
+        port.inject("die")
+    for _ in range(2):
+        with pytest.raises(DeviceGone, match="is dead"):
+            device.wait(bell, TIMEOUT_MS)
+    bell.close()
 
 
 @pytest.mark.parametrize(
