@@ -12,6 +12,7 @@ import pytest
 from emul.answers import ANSWERS_MAX, Answers
 from emul.clock import MILLISECOND, Instant
 from emul.enums import QPAttrMask
+from emul.errors import RDMAError
 from emul.memory import Memory
 from emul.queues import (
     COMPLETION_STRIDE,
@@ -52,7 +53,8 @@ from emul.vocabulary import (
 from emul.window import SendWindow, SendWqe
 from emul.wire.address import address_bytes
 from emul.wire.frame import make_flow
-from emul.wire.headers import ACK_REQUEST, BTH, RETH, Opcode
+from emul.wire.headers import ACK_REQUEST, BTH, DETH, DETH_BYTES, RETH, Opcode
+from emul.wire.mad import CM_Q_KEY
 from emul.work_requests import resolve
 from tests.helpers.adapters import ALL_ACCESS, AdapterPair, Party, Seen, connect_by_hand
 
@@ -874,3 +876,31 @@ def test_after_the_receivers_wait_the_timer_begins_anew() -> None:
     pair.settle()
     assert done(a) == [(3, OK)]
     assert sent_at[2] - sent_at[1] >= 67 * MILLISECOND
+
+
+@pytest.mark.parametrize(("q_key", "sender", "bad"), [(CM_Q_KEY, 1, 0), (CM_Q_KEY ^ 1, 1, 1), (CM_Q_KEY, 2, 1)])
+def test_a_datagram_of_management_counts_only_with_its_key_and_from_queue_pair_1(
+    q_key: int, sender: int, bad: int
+) -> None:
+    pair = AdapterPair()
+    a = Party(pair.contexts[0])
+    a.qp.to_init(QPAttr(qp_access_flags=ALL_ACCESS))
+    pair.filter = lambda seen: [] if seen.opcode == Opcode.UD_SEND_ONLY else [seen.frame]
+    pair.contexts[0].call({"op": "cm_connect", "qp_num": a.qp.qp_num, "dgid": pair.address(1), "service_id": 77})
+    pair.settle(span_ns=10 * MILLISECOND)
+    request = next(seen.frame for seen in pair.seen if seen.opcode == Opcode.UD_SEND_ONLY)
+    flow = make_flow(
+        source_mac=request[6:12], target_mac=request[:6], source=request[26:30], target=request[30:34],
+        source_port=0xC001,
+    )  # fmt: skip
+    mad = request[54 + DETH_BYTES : -4]
+    pair.adapters[1].on_frame(flow.frame(request[42:54], DETH.pack(q_key, sender) + mad), now=pair.now)
+    assert pair.adapters[1].counters().get("rx_bad_mad", 0) == bad
+    assert bool(pair.adapters[1].poll_transmit(now=pair.now)) is not bool(bad)  # a REJ: nobody listens
+
+
+def test_a_path_mtu_one_step_above_the_ports_is_refused() -> None:
+    pair = AdapterPair(mtu=1500)
+    a, b = (Party(context) for context in pair.contexts)
+    with pytest.raises(RDMAError, match="2048 does not fit the port's 1024"):
+        connect_by_hand(pair, (a, b), path_mtu=MTU.MTU_2048)
