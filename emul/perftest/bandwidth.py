@@ -34,7 +34,7 @@ class Run:
 
     def __init__(self, end: End, size: int, *, sends: bool, receives: bool) -> None:
         self._end, self._size = end, size
-        self._sends, self._receives = sends, receives
+        self._sends = sends
         self.sent = 0
         self._completed = 0
         self._posted_at: list[int] = []
@@ -61,10 +61,7 @@ class Run:
                 qp.post_send(self._last if ended else self._request)
                 self._posted_at.append(now)
                 self.sent += 1
-            if self._completed < self.sent or self._receives:
-                self._take()
-            elif ended:
-                break
+            self._take()
 
     def _take(self) -> None:
         for completion in self._end.completions():
