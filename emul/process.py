@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from emul.adapter import FRAMES_PER_PULL_MAX, Adapter, PortFacts
-from emul.clock import MILLISECOND, Instant
+from emul.clock import MICROSECOND, MILLISECOND, Instant
 from emul.control import receive_message, send_message
 from emul.errors import RDMAError
 from emul.firmware import Identity
@@ -31,6 +31,7 @@ from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
 from emul.port import FRAMES_PER_TURN_MAX, Port
 from emul.port.errors import PortBusy, PortDown, PortError, PortMissing, PortUnsupported
 from emul.port.open import open_port
+from emul.queues import DoorbellRing
 from emul.service_port import ServiceServer
 from emul.wire.address import address_bytes
 
@@ -43,6 +44,9 @@ BUSY_FRAMES = 16
 """A port is busy once it has moved so many frames in BUSY_FOR_NS, and for as long after: probes between idle partners,
 some frames in 20 ms, are no traffic.
 """
+SPIN_NS = 20 * MICROSECOND
+"""How long the ring of arriving frames is watched for the answer to what a host just had sent, before sleeping: about
+what being woken would cost. Only where another processor can work meanwhile."""
 EVENTS_MAX = 16
 """Descriptors that one wake-up tells of; the others follow with the next."""
 HOSTS_WAITING_MAX = 4
@@ -91,6 +95,9 @@ class AdapterProcess:
         self._owner_fd = _watch_owner(config.get("owner_pid"))
         if self._owner_fd >= 0:
             self._epoll.register(self._owner_fd, select.EPOLLIN)
+        self._asked = False
+        """The last turn sent what the host had posted: an answer is due soon."""
+        self._may_spin = port.can_watch and len(os.sched_getaffinity(0)) > 1
         self._carrier_at = 0
         self._carrier: bool | None = None
         self._look_at = 0
@@ -147,8 +154,9 @@ class AdapterProcess:
                 adapter.on_frame(frame, now=now)
             self._turn += 1
             self._node.set_turn(self._index, self._turn)
-        worked = adapter.on_doorbell(now=now) or bool(frames)
-        sent = self._send(now) if worked else 0  # an answer doesn't wait for what the clock wants
+        rang = adapter.on_doorbell(now=now)
+        sent = self._send(now) if rang or frames else 0  # an answer doesn't wait for what the clock wants
+        self._asked = rang and sent > 0
         deadline = adapter.next_deadline(now=now)
         if deadline is not None and deadline <= now:
             adapter.on_time(now=now)
@@ -190,6 +198,8 @@ class AdapterProcess:
     def _sleep(self, now: int) -> None:
         doorbells = self._adapter.host.doorbells if self._adapter.host is not None else None
         if doorbells is not None:
+            if self._asked and self._may_spin and self._spin(doorbells):
+                return
             doorbells.set_sleeping(True)
             if self._adapter.on_doorbell(now=Instant(now)):  # rung just before it could know that it must wake us
                 doorbells.set_sleeping(False)
@@ -249,6 +259,15 @@ class AdapterProcess:
                 self._answer(channel, request, fds)
             except OSError:
                 self._close(channel)
+
+    def _spin(self, doorbells: DoorbellRing) -> bool:
+        """Watches for an answer, or more to be sent; whether something came."""
+        port_waiting, more_work = self._port.waiting, doorbells.waiting
+        until = time.monotonic_ns() + SPIN_NS
+        while not (port_waiting() or more_work()):
+            if time.monotonic_ns() >= until:
+                return False
+        return True
 
     def _wait(self, now: int, until: int, turn_at: int) -> list[tuple[int, int]]:
         """What wakes it. Until something is due at `turn_at`, the carrier alone is read between: an idle adapter wakes

@@ -378,6 +378,11 @@ class DoorbellRing:
         """Host: a number that changes for as long as the adapter runs."""
         return self._head[1]
 
+    def waiting(self) -> bool:
+        """Adapter: whether a doorbell has rung that was not taken."""
+        offset = HEADER_BYTES + self._index % DOORBELLS * DOORBELL_STRIDE
+        return self._words[(offset >> 2) + 1] == (self._index + 1) & _MASK
+
     def set_sleeping(self, sleeping: bool) -> None:
         """Adapter: says before it sleeps that it wants to be woken, and looks at the ring once more after that."""
         self._head[0] = int(sleeping)

@@ -27,6 +27,12 @@ class Port(Protocol):
     wire: str
     """How frames move: "xdp-native", "xdp-generic", "packet" or "memory"."""
 
+    can_watch: bool
+    """`waiting` costs no system call."""
+
+    def waiting(self) -> bool:
+        """Whether a frame has arrived; False where only the descriptor tells."""
+
     def fileno(self) -> int:
         """A descriptor that is readable (epoll, level-triggered) while frames wait."""
 

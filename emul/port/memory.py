@@ -48,6 +48,12 @@ class MemoryPort:
         right = cls(other_mac, left.deliver, mtu=mtu, waiting_max=waiting_max, with_event=with_event)
         return left, right
 
+    can_watch: bool = False
+
+    def waiting(self) -> bool:
+        """Port; only the descriptor tells."""
+        return False
+
     def fileno(self) -> int:
         """The eventfd, or -1."""
         return self._event

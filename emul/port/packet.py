@@ -63,6 +63,12 @@ class PacketPort:
         self._fd = self._socket.fileno()
         self._receive_one, self._send_one = self._socket.recv, self._socket.send
 
+    can_watch: bool = False
+
+    def waiting(self) -> bool:
+        """Port; only the descriptor tells."""
+        return False
+
     def fileno(self) -> int:
         """The packet socket."""
         return self._fd

@@ -136,6 +136,12 @@ class XdpPort:
         """The AF_XDP socket."""
         return self._fd
 
+    can_watch: bool = True
+
+    def waiting(self) -> bool:
+        """Whether the kernel has put a frame on the receive ring."""
+        return self._receive_words[self._receive_producer] != self._received
+
     def receive(self, frames_max: int = FRAMES_PER_TURN_MAX) -> list[bytes]:
         """Takes waiting frames from the receive ring and gives their chunks back to the kernel."""
         words, taken = self._receive_words, self._received
