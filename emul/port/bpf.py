@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import platform
+import socket
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -19,6 +20,22 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _SYSTEM_CALL_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 _ATTRIBUTE_BYTES = 128
 _VERIFIER_LOG_BYTES = 64 * 1024
+
+
+_SO_ATTACH_FILTER = 26
+_FILTER_PROGRAM = struct.Struct("@HP")  # struct sock_fprog: length, address
+_FILTER_STEP_BYTES = 8
+
+
+def attach_filter(opened: socket.socket, program: bytes) -> None:
+    """Lets only frames through that a classic BPF program (an array of struct sock_filter) accepts. Raises OSError.
+
+    It stands here and not beside its caller, as that one may be compiled: compiled code lets go of `text` once its
+    address is known, before the kernel has read it.
+    """
+    text = ctypes.create_string_buffer(program, len(program))
+    described = _FILTER_PROGRAM.pack(len(program) // _FILTER_STEP_BYTES, ctypes.addressof(text))
+    opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
 
 
 class _Command(IntEnum):

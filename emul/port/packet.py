@@ -9,13 +9,13 @@ that checksum, the ICRC covers the frame. Numbers are those of linux/if_packet.h
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import socket
 import struct
 from collections.abc import Sequence
 
 from emul.port import FRAMES_PER_TURN_MAX, filters, groups
+from emul.port.bpf import attach_filter
 from emul.port.carrier import Interface
 from emul.port.errors import PortError, PortUnsupported
 from emul.port.filters import Addresses
@@ -24,10 +24,7 @@ from emul.port.lease import Lease
 _ETH_P_ALL = 0x0003
 _SOL_PACKET = 263
 _PACKET_STATISTICS, _PACKET_QDISC_BYPASS, _PACKET_IGNORE_OUTGOING = 6, 20, 23
-_SO_ATTACH_FILTER = 26
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
-_FILTER_PROGRAM = struct.Struct("@HP")  # struct sock_fprog: length, address
-_FILTER_STEP_BYTES = 8
 _STATISTICS = struct.Struct("=II")  # packets, drops
 
 ETHERNET_BYTES = 14
@@ -145,13 +142,6 @@ class PacketPort:
             opened.close()
             raise PortError(name, f"the packet socket could not be set up: {error}") from error
         return opened
-
-
-def attach_filter(opened: socket.socket, program: bytes) -> None:
-    """Lets only frames through that a classic BPF program (an array of struct sock_filter) accepts. Raises OSError."""
-    text = ctypes.create_string_buffer(program, len(program))
-    described = _FILTER_PROGRAM.pack(len(program) // _FILTER_STEP_BYTES, ctypes.addressof(text))
-    opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
 
 
 def enlarge_buffers(opened: socket.socket, receive_bytes: int, send_bytes: int) -> None:
