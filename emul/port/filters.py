@@ -140,7 +140,7 @@ def _check_ipv6(program: Assembler, own: tuple[bytes, ...] | None) -> None:
     program.jump_unless_equal(_FIELD, ADVERTISEMENT, "pass")
     _take_if_own(program, "told", _advertised_to(own), _IPV6_TARGET)
     program.label("asked")
-    _take_if_own(program, "nd target", own, _ND_TARGET)
+    _take_if_own(program, "asked for", own, _ND_TARGET)
 
 
 def _need(program: Assembler, length: int) -> None:
