@@ -21,7 +21,7 @@ ROOT = PACKAGE.parent
 MODULES = tuple(
     f"emul/{name}"
     for name in (
-        "adapter", "answers", "clock", "completer", "congestion", "control", "firmware", "hardware_faults",
+        "adapter", "answers", "clock", "completer", "congestion", "firmware", "hardware_faults",
         "host_context", "local", "memory", "neighbours", "node_memory", "port/packet", "port/xdp", "process", "qp",
         "queues", "regions", "requester", "responder", "vocabulary", "window", "wire/frame", "wire/icrc", "wire/psn",
         "work_requests",
