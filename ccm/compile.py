@@ -12,7 +12,7 @@ MODULES = tuple(
     for name in (
         "actions", "adapter_port", "clients/load", "clients/nvram_mirror", "driver/chores", "driver/driver",
         "driver/notes", "driver/peers", "driver/sessions", "driver/wiring", "events", "exchange", "failover",
-        "handshake", "history", "host", "lanes", "liveness", "manager", "pairing", "path", "pathset", "peer_link",
+        "handshake", "history", "host", "lanes", "liveness", "pairing", "path", "pathset", "peer_link",
         "peering", "publisher", "session", "sessions", "settling", "stream",
         "workload",
     )

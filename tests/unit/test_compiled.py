@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from collections.abc import Iterator
@@ -66,3 +67,27 @@ def test_every_hot_module_exists() -> None:
 
     for name in (*compiled.MODULES, *MODULES, *SIMULATOR_MODULES):
         assert (compiled.ROOT / f"{name}.py").is_file(), name
+
+
+def test_no_plain_class_inherits_from_a_compiled_one() -> None:
+    """Such a class could not even be made where the compiled modules are in use."""
+    from ccm.compile import MODULES as MANAGER_MODULES
+    from lab.compile import MODULES as SIMULATOR_MODULES
+
+    hot = {f"{name}.py" for name in (*compiled.MODULES, *MANAGER_MODULES, *SIMULATOR_MODULES)}
+    classes = {name for file in hot for name, _ in classes_of(compiled.ROOT / file)}
+    plain = [
+        file
+        for package in ("emul", "ccm", "lab")
+        for file in sorted((compiled.ROOT / package).rglob("*.py"))
+        if str(file.relative_to(compiled.ROOT)) not in hot and "_compiled" not in file.parts
+    ]
+    wrong = [f"{file}: {name}" for file in plain for name, bases in classes_of(file) if bases & classes]
+    assert wrong == []
+
+
+def classes_of(file: Path) -> list[tuple[str, set[str]]]:
+    """The classes of a module, each with the names of its bases."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return [(node.name, {base.id for base in node.bases if isinstance(base, ast.Name)}) for node in found]
