@@ -1,6 +1,6 @@
 """Campaigns: random faults in the simulator, failures recorded, replayed and shrunk.
 
-LAB_SIM_SCHEDULES=10000 makes as many runs (the nightly session does).
+LAB_SIM_SCHEDULES makes as many runs here; the nightly session makes 10,000 with `lab campaign`.
 """
 
 from __future__ import annotations
