@@ -13,7 +13,7 @@ MODULES = tuple(
         "actions", "adapter_port", "clients/load", "clients/nvram_mirror", "driver/chores", "driver/driver",
         "driver/notes", "driver/peers", "driver/sessions", "driver/wiring", "events", "exchange", "failover",
         "handshake", "history", "host", "lanes", "liveness", "pairing", "path", "pathset", "peer_link",
-        "peering", "publisher", "session", "sessions", "settling", "stream",
+        "peering", "publisher", "session", "sessions", "settings", "settling", "stream",
         "workload",
     )
 )  # fmt: skip

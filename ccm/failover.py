@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ccm import events as ev
 from ccm.actions import Action, CloseLanes, DisconnectPeer, HoldPath, NotePathDown, NotePathFenced, RequestFence
-from ccm.path import FENCE_ATTEMPTS_MAX, FENCE_TIMEOUT_NS, Input, Path, PathState
+from ccm.path import Input, Path, PathState
 from ccm.pathset import PathSet
 from ccm.publisher import Publisher
 from ccm.reasons import Reason
@@ -75,16 +75,16 @@ class Failover:
         self.request_fence(path, now=now)
 
     def request_fence(self, path: Path, *, now: Instant) -> None:
-        """Asks over the next path that may carry it; gives the path's work up after FENCE_ATTEMPTS_MAX."""
+        """Asks over the next path that may carry it; gives the path's work up after `fence_attempts_max`."""
         over = self._paths.fence_carrier(path)
-        if over is None or path.fence_attempts >= FENCE_ATTEMPTS_MAX:
+        if over is None or path.fence_attempts >= path.settings.fence_attempts_max:
             self._sessions.give_up(path, Reason.FENCE_UNANSWERED, now=now)
             path.take(Input.FENCED, now=now)
             self._release(path)
             self._settling.settle(now=now)
             return
         path.fence_attempts += 1
-        path.fence_retry_at = Instant(now + FENCE_TIMEOUT_NS)
+        path.fence_retry_at = Instant(now + path.settings.fence_timeout_ns)
         self._out.append(RequestFence(self._partner, over.index, path.index, path.fence_target, path.fence_number))
 
     def _leave_fencing(self, path: Path, *, now: Instant) -> None:

@@ -16,6 +16,7 @@ from ccm.clients.failover_monitor import FailoverMonitor
 from ccm.clients.nvram_mirror import NvramMirror
 from ccm.driver import Driver, DriverConfig, Log, PathConfig
 from ccm.history import HistoryWriter, Kind
+from ccm.settings import Settings
 from ccm.workload import Workload, WorkloadError
 from emul.clock import MILLISECOND, Instant
 from emul.errors import RDMAError
@@ -66,6 +67,7 @@ class Host:
         self._journal = journal
         self._seed = seed
         self._config = config
+        self._settings = Settings(**config.get("ccm", {}))
         self._clients = self._make_clients(config, nvram, clients)
         self._ids = dict(CLIENT_IDS)
         for client in self._clients.values():
@@ -177,7 +179,7 @@ class Host:
         }
         key = str(self._config["cluster_key"]).encode()
         accepted = tuple(str(other).encode() for other in self._config.get("cluster_keys_accepted", ()))
-        return DriverConfig(self.node_id, self.name, key, partners, self._ids, accepted)
+        return DriverConfig(self.node_id, self.name, key, partners, self._ids, accepted, self._settings)
 
     def _note_lateness(self, now: Instant) -> bool:
         """Whether the loop was held up past a deadline."""

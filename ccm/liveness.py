@@ -1,7 +1,7 @@
 """Is a path alive: one-sided reads of the partner's status page, and limits that adapt to what was seen.
 
 A probe is an RDMA READ, so the partner's adapter answers it whether its host runs or not. One probe is under way at a
-time, about every PROBE_INTERVAL_NS, and less often between partners that have no work. A path is silent when a probe
+time, about every `probe_interval_ns`, and less often between partners that have no work. A path is silent when a probe
 has been under way and nothing at all has come back on the path for its limit: the larger of a floor and several times
 the worst round trip seen lately, since on a loaded machine any wake-up may take milliseconds. The time during which our
 own process was not run is credited: our late timer is not the partner's silence. A path is given up only for one that
@@ -12,38 +12,20 @@ limit holds, since nothing would be won.
 
 from __future__ import annotations
 
-from emul.clock import MILLISECOND, SECOND, Instant
-
-PROBE_INTERVAL_NS = 5 * MILLISECOND
-IDLE_PROBE_INTERVAL_NS = 20 * MILLISECOND
-"""Between partners that have no work under way: nobody waits there, and probes are most of what an idle node costs."""
-BUSY_FOR_NS = 200 * MILLISECOND
-"""Partners count as busy for so long after something completed between them, on whatever path."""
-LIMIT_FLOOR_NS = 16 * MILLISECOND
-"""Wake-ups of 2-4 ms are common on a loaded machine, so a lower limit would raise false alarms."""
-LIMIT_MOST_NS = 250 * MILLISECOND
-"""On a machine so loaded that answers take a quarter of that, a false alarm costs more than a late one."""
-LIMIT_FACTOR = 3
-SHAKEN_NS = 20 * MILLISECOND
-"""A path that itself was silent for longer than LIMIT_FLOOR_NS is no evidence against another one for so long after its
-return: when everything stalled, lost requests are repeated within a retransmission timeout of the well-known connection
-(17 ms), not all at once.
-"""
-ALONE_LIMIT_NS = 400 * MILLISECOND
-"""Limit of a path without a better one."""
-WINDOW_NS = 3 * SECOND
-"""The worst round trip of this window and the one before counts."""
+from ccm.settings import DEFAULTS, Settings
+from emul.clock import Instant
 
 
 class Liveness:
     """When one path was last heard of, and until when it may stay silent."""
 
     __slots__ = (
-        "_answered", "_base_at", "_busy_until", "_shaken_until", "_window_at", "_worst_before_ns", "_worst_ns",
-        "last_life_at", "next_probe_at", "probe_at", "rtt_ns",
+        "_answered", "_base_at", "_busy_until", "_settings", "_shaken_until", "_window_at", "_worst_before_ns",
+        "_worst_ns", "last_life_at", "next_probe_at", "probe_at", "rtt_ns",
     )  # fmt: skip
 
-    def __init__(self, *, now: Instant) -> None:
+    def __init__(self, settings: Settings = DEFAULTS, *, now: Instant) -> None:
+        self._settings = settings
         self.probe_at: Instant | None = None
         """When the probe under way was posted; None when there is none."""
         self.last_life_at = now
@@ -53,7 +35,7 @@ class Liveness:
         """When the last two answered probes were posted."""
         self._shaken_until = Instant(0)
         self._base_at = now
-        self._busy_until = Instant(now + BUSY_FOR_NS)
+        self._busy_until = Instant(now + settings.busy_for_ns)
         self._window_at = now
         self._worst_ns = 0
         self._worst_before_ns = 0
@@ -65,15 +47,17 @@ class Liveness:
     def on_probe(self, *, now: Instant) -> None:
         """A probe was posted."""
         self.probe_at = now
-        self.next_probe_at = Instant(now + (PROBE_INTERVAL_NS if now < self._busy_until else IDLE_PROBE_INTERVAL_NS))
-        self._base_at = max(self.last_life_at, Instant(now - PROBE_INTERVAL_NS))
+        settings = self._settings
+        busy = now < self._busy_until
+        self.next_probe_at = Instant(now + (settings.probe_interval_ns if busy else settings.idle_probe_interval_ns))
+        self._base_at = max(self.last_life_at, Instant(now - settings.probe_interval_ns))
 
     def on_answer(self, late_ns: int = 0, *, now: Instant) -> None:
         """The probe under way was answered; the answer may have waited for us for `late_ns`."""
         if self.probe_at is not None:
             self.rtt_ns = max(0, now - self.probe_at - late_ns)
-            if self.rtt_ns > LIMIT_FLOOR_NS:
-                self._shaken_until = Instant(now + SHAKEN_NS)
+            if self.rtt_ns > self._settings.limit_floor_ns:
+                self._shaken_until = Instant(now + self._settings.shaken_ns)
             if self.probe_at >= self._shaken_until:
                 self._answered = (self._answered[1], self.probe_at)
             self._note_worst(self.rtt_ns, now=now)
@@ -82,8 +66,8 @@ class Liveness:
 
     def on_work(self, *, now: Instant) -> None:
         """Something completed between the partners, on this path or another: probes come at the busy rate."""
-        self._busy_until = Instant(now + BUSY_FOR_NS)
-        self.next_probe_at = min(self.next_probe_at, Instant(now + PROBE_INTERVAL_NS))
+        self._busy_until = Instant(now + self._settings.busy_for_ns)
+        self.next_probe_at = min(self.next_probe_at, Instant(now + self._settings.probe_interval_ns))
 
     def on_life(self, *, now: Instant) -> None:
         """Something completed successfully on the path."""
@@ -103,12 +87,13 @@ class Liveness:
     def limit_ns(self) -> int:
         """Silence after which a path is given up for another one."""
         worst = max(self._worst_ns, self._worst_before_ns)
-        return max(LIMIT_FLOOR_NS, min(LIMIT_MOST_NS, LIMIT_FACTOR * worst))
+        settings = self._settings
+        return max(settings.limit_floor_ns, min(settings.limit_most_ns, settings.limit_factor * worst))
 
     @property
     def alone_limit_ns(self) -> int:
         """Silence after which a path without a better one is given up."""
-        return max(ALONE_LIMIT_NS, self.limit_ns)
+        return max(self._settings.alone_limit_ns, self.limit_ns)
 
     def silent_at(self) -> Instant | None:
         """When the path will be silent; None while no probe is under way (who did not ask can't miss an answer)."""
@@ -119,7 +104,8 @@ class Liveness:
         return None if self.probe_at is None else Instant(self._base_at + self.alone_limit_ns)
 
     def _note_worst(self, rtt_ns: int, *, now: Instant) -> None:
-        if now - self._window_at > WINDOW_NS:
-            self._worst_before_ns = self._worst_ns if now - self._window_at <= 2 * WINDOW_NS else 0
+        window_ns = self._settings.window_ns
+        if now - self._window_at > window_ns:
+            self._worst_before_ns = self._worst_ns if now - self._window_at <= 2 * window_ns else 0
             self._worst_ns, self._window_at = 0, now
         self._worst_ns = max(self._worst_ns, rtt_ns)

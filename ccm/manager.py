@@ -14,6 +14,7 @@ from ccm import events as ev
 from ccm.actions import Action
 from ccm.peerinfo import OWN_VERSIONS, Versions
 from ccm.peering import PartnerConfig, Peering
+from ccm.settings import DEFAULTS, Settings
 from emul.clock import Instant
 
 
@@ -28,13 +29,16 @@ class Manager:
         partners: Sequence[PartnerConfig],
         known_epoch: Callable[[int], int],
         versions: Versions = OWN_VERSIONS,
+        settings: Settings = DEFAULTS,
         *,
         now: Instant,
     ) -> None:
         self.node = node
         self.incarnation = incarnation
         self.peerings = {
-            partner.node: Peering(node, name, incarnation, partner, known_epoch(partner.node), versions, now=now)
+            partner.node: Peering(
+                node, name, incarnation, partner, known_epoch(partner.node), versions, settings, now=now
+            )
             for partner in partners
         }
         self._handlers = {partner: _handlers(peering) for partner, peering in self.peerings.items()}

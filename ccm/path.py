@@ -16,7 +16,8 @@ from ccm.handshake import Handshake
 from ccm.liveness import Liveness
 from ccm.pairing import Pairing
 from ccm.reasons import Reason
-from emul.clock import MILLISECOND, SECOND, Instant, earliest
+from ccm.settings import DEFAULTS, Settings
+from emul.clock import Instant, earliest
 
 
 class PathState(IntEnum):
@@ -82,25 +83,7 @@ TABLE: dict[Input, dict[PathState, PathState]] = {
 }
 """(input, state) -> next state; a missing cell is an input that cannot come in that state."""
 
-RETRY_FIRST_NS = 20 * MILLISECOND
-RETRY_MOST_NS = 250 * MILLISECOND
-"""Time between attempts to connect; doubles up to the bound, which bounds the time to notice a healed cable too."""
-HOLD_DOWN_FIRST_NS = 50 * MILLISECOND
-HOLD_DOWN_MOST_NS = 2 * SECOND
-"""How long a lost path stays down at least; doubles for a path that was up only shortly (flapping)."""
-STEADY_NS = 2 * SECOND
-"""A path that was up for this long is not flapping."""
-REFUSED_RETRY_NS = SECOND
-"""After a wrong proof or identity: somebody has to mend that, haste won't."""
 HASTELESS = (Reason.WRONG_PROOF, Reason.WRONG_IDENTITY, Reason.DUPLICATE_IDENTITY)
-POLL_NS = 5 * MILLISECOND
-"""Time between repetitions of read 1 and read 2."""
-FENCE_TIMEOUT_NS = 20 * MILLISECOND
-"""A fence request without answer is repeated over the next living path after this time."""
-FENCE_ATTEMPTS_MAX = 25
-"""Then the path's work is given up: its sessions break."""
-CONNECT_TIMEOUT_NS = 250 * MILLISECOND
-"""An attempt to connect without any answer ends after this time."""
 
 
 class Path:
@@ -110,10 +93,13 @@ class Path:
         "adapter", "avoided", "carrier", "connect_by", "fence_attempts", "fence_epoch", "fence_number",
         "fence_retry_at", "fence_target", "handshake", "hold_down_ns", "index", "last_loss", "liveness", "losses",
         "mtu", "pairing", "poll_at", "poll_posted", "reason", "relink_at", "retry_at", "retry_ns", "seen_sequence",
-        "since", "state", "up_since",
+        "settings", "since", "state", "up_since",
     )  # fmt: skip
 
-    def __init__(self, index: int, adapter: int, incarnation: int, *, leads: bool, now: Instant) -> None:
+    def __init__(
+        self, index: int, adapter: int, incarnation: int, settings: Settings = DEFAULTS, *, leads: bool, now: Instant
+    ) -> None:
+        self.settings = settings
         self.index = index
         self.adapter = adapter
         self.carrier = True
@@ -128,7 +114,7 @@ class Path:
         self.last_loss = Reason.NONE
         """... why the last time."""
         self.handshake = Handshake(incarnation, index)
-        self.liveness = Liveness(now=now)
+        self.liveness = Liveness(self.settings, now=now)
         self.pairing = Pairing(leads=leads)
         self.connect_by = now
         self.mtu = 1
@@ -140,8 +126,8 @@ class Path:
         self.fence_attempts = 0
         self.fence_retry_at: Instant | None = None
         self.retry_at: Instant | None = now
-        self.retry_ns = RETRY_FIRST_NS
-        self.hold_down_ns = HOLD_DOWN_FIRST_NS
+        self.retry_ns = self.settings.retry_first_ns
+        self.hold_down_ns = self.settings.hold_down_first_ns
         self.poll_at: Instant | None = None
         self.poll_posted = False
         """A read of the handshake is under way."""
@@ -169,9 +155,9 @@ class Path:
         if following is PathState.UP and former is not PathState.SUSPECT:
             self.up_since = now
         elif following is PathState.CONNECTING:
-            self.connect_by = Instant(now + CONNECT_TIMEOUT_NS)
+            self.connect_by = Instant(now + self.settings.connect_timeout_ns)
         elif following is PathState.EXCHANGE:
-            self.liveness = Liveness(now=now)
+            self.liveness = Liveness(self.settings, now=now)
         elif following is PathState.DOWN:
             self._go_down(former, now=now, reason=reason)
         elif following is PathState.HANDSHAKE and former is PathState.CONNECTING:
@@ -214,18 +200,19 @@ class Path:
     def hurry(self, *, now: Instant) -> None:
         """No path is left, so holding this one down would only prolong the outage."""
         if self.state is PathState.DOWN and self.retry_at is not None:
-            self.retry_at = min(self.retry_at, Instant(now + RETRY_FIRST_NS))
+            self.retry_at = min(self.retry_at, Instant(now + self.settings.retry_first_ns))
 
     def _go_down(self, former: PathState, *, now: Instant, reason: Reason) -> None:
         self.handshake.restart()
         self.poll_at = self.relink_at = None
         self.fence_retry_at = None
         if former in (PathState.CONNECTING, PathState.HANDSHAKE):
-            wait = REFUSED_RETRY_NS if reason in HASTELESS else self.retry_ns
-            self.retry_ns = min(2 * self.retry_ns, RETRY_MOST_NS)
+            wait = self.settings.refused_retry_ns if reason in HASTELESS else self.retry_ns
+            self.retry_ns = min(2 * self.retry_ns, self.settings.retry_most_ns)
         else:
-            steady = now - self.up_since >= STEADY_NS
-            self.hold_down_ns = HOLD_DOWN_FIRST_NS if steady else min(2 * self.hold_down_ns, HOLD_DOWN_MOST_NS)
+            steady = now - self.up_since >= self.settings.steady_ns
+            longer_ns = min(2 * self.hold_down_ns, self.settings.hold_down_most_ns)
+            self.hold_down_ns = self.settings.hold_down_first_ns if steady else longer_ns
             wait = self.hold_down_ns
-            self.retry_ns = RETRY_FIRST_NS
+            self.retry_ns = self.settings.retry_first_ns
         self.retry_at = Instant(now + wait)

@@ -62,6 +62,10 @@ class PathSet:
         return [path for path in able if path.state is PathState.UP] or able
 
     def choose(self, client: int, epoch: int, turn: int) -> Path | None:
-        """The path of a virtual interface. `turn` (client's position + VI) spreads the interfaces over the paths."""
+        """The path of a virtual interface. `turn` (client's position + VI) spreads the interfaces over the paths,
+        where the settings want that.
+        """
         able = self.candidates(client, epoch)
-        return able[turn % len(able)] if able else None
+        if not able:
+            return None
+        return able[turn % len(able)] if able[0].settings.balance else able[0]

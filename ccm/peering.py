@@ -27,12 +27,13 @@ from ccm.failover import Failover
 from ccm.handshake import STAGE_LOADER, Step
 from ccm.needs import NeedsError, contradiction
 from ccm.pairing import Verdict
-from ccm.path import CONNECT_TIMEOUT_NS, POLL_NS, Input, Path, PathState
+from ccm.path import Input, Path, PathState
 from ccm.pathset import PathSet
 from ccm.peerinfo import OWN_VERSIONS, Versions
 from ccm.publisher import Publisher
 from ccm.reasons import Reason
 from ccm.sessions import SessionSet
+from ccm.settings import DEFAULTS, Settings
 from ccm.settling import Settling
 from emul.clock import MILLISECOND, Instant, earliest
 
@@ -62,19 +63,21 @@ class Peering:
         partner: PartnerConfig,
         known_epoch: int,
         versions: Versions = OWN_VERSIONS,
+        settings: Settings = DEFAULTS,
         *,
         now: Instant,
     ) -> None:
         self.partner = partner.node
+        self.settings = settings
         self.partner_name = partner.name
         self.incarnation = incarnation
         self.out: list[Action] = []
         leads = node < partner.node
         self.paths = PathSet(
-            [Path(index, adapter, incarnation, leads=leads, now=now) for index, adapter in partner.paths]
+            [Path(index, adapter, incarnation, settings, leads=leads, now=now) for index, adapter in partner.paths]
         )
         self.publisher = Publisher(node, incarnation, partner.node)
-        self.sessions = SessionSet(self.publisher, self.paths, known_epoch, self.out)
+        self.sessions = SessionSet(self.publisher, self.paths, known_epoch, self.out, settings)
         self.settling = Settling(name, versions, self.paths, self.sessions, self.publisher, self.out)
         self.failover = Failover(self.paths, self.sessions, self.publisher, self.settling, self.out)
         self.partner_incarnation = 0
@@ -184,7 +187,7 @@ class Peering:
         if path.liveness.probe_at is None:
             path.liveness.on_probe(now=now)  # the limit of its silence goes on
         self.publisher.on_path_lost(path.index)
-        path.relink_at = Instant(now + CONNECT_TIMEOUT_NS)
+        path.relink_at = Instant(now + self.settings.connect_timeout_ns)
         self.out += [DisconnectPeer(self.partner, path.index), ConnectPeer(self.partner, path.index)]
 
     def on_status(self, event: ev.StatusRead, *, now: Instant) -> None:
@@ -204,7 +207,7 @@ class Peering:
                 self._note_step(path, 1)
                 self._write_seen(path, 1)
             else:
-                path.poll_at = Instant(now + POLL_NS)
+                path.poll_at = Instant(now + self.settings.poll_ns)
             return
         late_ns = max(0, now - self._expected_at) if self._expected_at is not None else 0
         path.liveness.on_answer(late_ns, now=now)
@@ -222,7 +225,7 @@ class Peering:
             return
         self.settling.refuse(path.index, Reason.NONE, "status page is not readable as one")
         if path.state is PathState.HANDSHAKE:
-            path.poll_posted, path.poll_at = False, Instant(now + POLL_NS)
+            path.poll_posted, path.poll_at = False, Instant(now + self.settings.poll_ns)
         else:
             path.liveness.on_answer(now=now)
 
@@ -236,7 +239,7 @@ class Peering:
             self._note_step(path, 3)
             self._write_seen(path, 2)
         else:
-            path.poll_at = Instant(now + POLL_NS)
+            path.poll_at = Instant(now + self.settings.poll_ns)
 
     def on_record_written(self, event: ev.RecordWritten, *, now: Instant) -> None:
         """The partner's adapter acknowledged a record."""

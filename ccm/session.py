@@ -16,7 +16,8 @@ from enum import IntEnum
 from ccm.exchange import ManifestEntry
 from ccm.needs import Needs
 from ccm.reasons import Reason
-from emul.clock import MILLISECOND, Instant
+from ccm.settings import DEFAULTS, Settings
+from emul.clock import Instant
 
 
 class SessionState(IntEnum):
@@ -73,25 +74,25 @@ TABLE: dict[SessionInput, dict[SessionState, SessionState]] = {
 }
 """(input, state) -> next state; a missing cell is an input that cannot come in that state."""
 
-STRANDED_TIMEOUT_NS = 1_000 * MILLISECOND
-"""How long a session whose path was lost waits for queue pairs on a path that has just come up."""
 EPOCH_JUMP_MAX = 1 << 24
 """How far a partner's epoch may be ahead of the highest that we know. More than re-establishments explain is refused,
 or a partner gone mad would use up the numbers for good.
 """
-CLOSE_TIMEOUT_NS = 500 * MILLISECOND
-"""How long a closing side waits for its partner."""
 
 
 class SessionCore:
     """State of one session; `client` is the client's key."""
 
     __slots__ = (
-        "alerted", "breaks", "client", "close_by", "entry", "epoch", "last_error", "moving", "name", "needs",
-        "partner_epoch", "partner_phase", "readies", "reason", "routes", "since", "state", "stranded", "stranded_by",
+        "_settings", "alerted", "breaks", "client", "close_by", "entry", "epoch", "last_error", "moving", "name",
+        "needs", "partner_epoch", "partner_phase", "readies", "reason", "routes", "since", "state", "stranded",
+        "stranded_by",
     )  # fmt: skip
 
-    def __init__(self, entry: ManifestEntry, needs: Needs, *, now: Instant) -> None:
+    def __init__(
+        self, entry: ManifestEntry, needs: Needs, settings: Settings = DEFAULTS, *, now: Instant
+    ) -> None:  # fmt: skip
+        self._settings = settings
         self.client = entry.client
         self.name = entry.name
         self.entry = entry
@@ -128,7 +129,7 @@ class SessionCore:
             return False
         self.state, self.since = following, now
         if following is SessionState.CLOSING:
-            self.close_by = Instant(now + CLOSE_TIMEOUT_NS)
+            self.close_by = Instant(now + self._settings.close_timeout_ns)
         if following not in (SessionState.READY, SessionState.CLOSING):
             self.routes.clear()
             self.moving.clear()

@@ -24,14 +24,18 @@ from ccm.path import Path
 from ccm.pathset import PathSet
 from ccm.publisher import Publisher
 from ccm.reasons import Reason
-from ccm.session import EPOCH_JUMP_MAX, STRANDED_TIMEOUT_NS, Phase, SessionCore, SessionInput, SessionState
+from ccm.session import EPOCH_JUMP_MAX, Phase, SessionCore, SessionInput, SessionState
+from ccm.settings import DEFAULTS, Settings
 from emul.clock import Instant, earliest
 
 
 class SessionSet:
     """Sessions of one partner by client key."""
 
-    def __init__(self, publisher: Publisher, paths: PathSet, known_epoch: int, out: list[Action]) -> None:
+    def __init__(
+        self, publisher: Publisher, paths: PathSet, known_epoch: int, out: list[Action], settings: Settings = DEFAULTS
+    ) -> None:
+        self._settings = settings
         self._publisher = publisher
         self._paths = paths
         self._out = out
@@ -56,7 +60,7 @@ class SessionSet:
         assert entry is not None
         session = self.sessions.get(client)
         if session is None:
-            session = self.sessions[client] = SessionCore(entry, needs, now=now)
+            session = self.sessions[client] = SessionCore(entry, needs, self._settings, now=now)
         elif session.needs != needs:
             session.entry, session.needs = entry, needs
             self._end(session, SessionInput.BROKEN, Reason.NEEDS_DIFFER, now=now)
@@ -123,7 +127,7 @@ class SessionSet:
                 if path is None and others:
                     del session.routes[vi]
                     session.stranded.add(vi)
-                    session.stranded_by = Instant(now + STRANDED_TIMEOUT_NS)
+                    session.stranded_by = Instant(now + self._settings.stranded_timeout_ns)
                     continue
                 if path is None:
                     self._end(session, SessionInput.BROKEN, Reason.NO_PATH, now=now)

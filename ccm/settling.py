@@ -15,12 +15,10 @@ from ccm.peerinfo import Agreement, Capability, Versions, agree, own_info
 from ccm.publisher import Publisher
 from ccm.reasons import Reason
 from ccm.sessions import SessionSet
-from emul.clock import MILLISECOND, Instant
+from emul.clock import Instant
 
 SETTLE_ROUNDS_MAX = 16
 """A round takes each machine at most one step; no chain of steps is longer."""
-FAILBACK_AFTER_NS = 100 * MILLISECOND
-"""How long a path must be up again before virtual interfaces move back to it."""
 
 
 class Settling:
@@ -101,7 +99,8 @@ class Settling:
         if path.state is PathState.EXCHANGE and pairing.mutual:
             path.take(Input.PAIRED, now=now)
             self._out.append(NotePathUp(self._partner, path.index))
-            self.rebalance_at = Instant(now + FAILBACK_AFTER_NS)
+            if path.settings.failback:
+                self.rebalance_at = Instant(now + path.settings.failback_after_ns)
             moved = True
         return moved
 

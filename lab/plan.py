@@ -6,6 +6,7 @@ local port to one partner port that a cable or connected switches lead to; both 
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,7 @@ class Plan:
             },
             "cluster_key": self.topology.cluster_key,
             "cluster_keys_accepted": list(self.topology.cluster_keys_accepted),
+            "ccm": dataclasses.asdict(self.topology.settings),
             "seed": seed,
             "log": str(directory / "host.log"),
             "journal": str(directory / "journal.log") if self.topology.journal else None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ccm.settings import DEFAULTS, Settings
 from emul.clock import MILLISECOND
 from emul.node_memory import ADAPTERS_MAX, PARTNERS_MAX
 
@@ -102,6 +103,8 @@ class Topology:
     """Accepted besides `cluster_key`, while the cluster changes its key."""
     journal: bool = False
     """Whether the hosts write down all that their managers are told and want (ccm.journal)."""
+    settings: Settings = DEFAULTS
+    """Of the connection managers of all nodes."""
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Topology:

@@ -19,10 +19,11 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from emul.clock import MILLISECOND
-from lab import units
+from lab import settings_file, units
 from lab.errors import InputError, Problem, did_you_mean
 from lab.plan import Plan
 from lab.resources import locate
+from lab.settings_file import SettingsModel, settings_of
 from lab.topology import (
     ADAPTERS_PER_NODE_MAX,
     CLIENTS,
@@ -107,6 +108,7 @@ class TopologyModel(FileModel):
         default_factory=list, max_length=KEYS_ACCEPTED_MAX
     )
     journal: bool = False
+    ccm: SettingsModel = SettingsModel()
 
 
 def load_topology(name_or_path: str | Path) -> Topology:
@@ -128,6 +130,7 @@ def topology_from(document: Document, source: Path | None) -> Topology:
 def _build(document: Document, source: Path | None) -> Topology:
     model = validate(TopologyModel, document)
     problems = [*_name_problems(document, model), *_node_problems(document, model)]
+    problems += settings_file.problems(document, model.ccm)
     nodes = {name: _node(name, number, model) for number, name in enumerate(model.nodes, start=1)}
     cables = _Cables(document, model, nodes)
     problems += cables.problems()
@@ -136,7 +139,7 @@ def _build(document: Document, source: Path | None) -> Topology:
     built = {name: Cable(name, cables.ends[name], cable.delay, cable.rate) for name, cable in model.cables.items()}
     topology = Topology(
         model.name, nodes, tuple(model.switches), built, model.cluster_key, source, tuple(model.cluster_keys_accepted),
-        model.journal,
+        model.journal, settings_of(model.ccm),
     )
     plan = Plan(topology)
     lonely = [node for node in nodes.values() if node.clients and not plan.partners(node.name)]

@@ -79,12 +79,11 @@ class Driver:
             for node, (name, paths) in config.partners.items()
         ]
         known_epoch = node_memory.session_epoch
+        who = (config.node_id, config.name, incarnation, partners, known_epoch)
         self.manager = (
-            Manager(config.node_id, config.name, incarnation, partners, known_epoch, now=now)
+            Manager(*who, settings=config.settings, now=now)
             if journal is None
-            else JournalledManager(
-                config.node_id, config.name, incarnation, partners, known_epoch, now=now, write=journal
-            )
+            else JournalledManager(*who, settings=config.settings, now=now, write=journal)
         )
 
     # turns

@@ -13,6 +13,7 @@ from ccm.client import Client, Partner
 from ccm.driver.chores import Chores
 from ccm.history import HistoryWriter, Kind
 from ccm.needs import NeedsError, client_key
+from ccm.settings import DEFAULTS, Settings
 from emul.clock import Instant
 from emul.errors import DeviceGone, RDMAError
 from emul.node_memory import NodeMemory
@@ -45,6 +46,7 @@ class DriverConfig:
     """Client name -> number in the history."""
     also_accepted: tuple[bytes, ...] = ()
     """Further cluster keys that partners may prove themselves with, while the cluster changes its key."""
+    settings: Settings = DEFAULTS
 
 
 class Wiring:

@@ -16,7 +16,7 @@ from typing import Any
 from ccm import actions, events, exchange
 from ccm.needs import Needs
 
-FORMAT = 1
+FORMAT = 2
 """Version of the journal's format: raised whenever an older reader would misunderstand it."""
 
 _MODULES = (events, actions, exchange)

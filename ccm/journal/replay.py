@@ -11,6 +11,7 @@ from ccm import events as ev
 from ccm.journal.codec import FORMAT, JournalError, decode, encode
 from ccm.manager import Manager
 from ccm.peering import PartnerConfig
+from ccm.settings import Settings
 from emul.clock import Instant
 
 
@@ -76,7 +77,7 @@ def _begin(line: dict[str, Any]) -> Manager:
         least, most = line["versions"]
         return Manager(
             int(line["node"]), str(line["name"]), int(line["incarnation"]), partners, epochs.__getitem__,
-            (int(least), int(most)), now=Instant(int(line["now"])),
+            (int(least), int(most)), Settings(**line["settings"]), now=Instant(int(line["now"])),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise JournalError(f"the head is damaged: {error!r}") from error

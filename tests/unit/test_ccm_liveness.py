@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from ccm.liveness import (
-    ALONE_LIMIT_NS,
-    BUSY_FOR_NS,
-    IDLE_PROBE_INTERVAL_NS,
-    LIMIT_FACTOR,
-    LIMIT_FLOOR_NS,
-    LIMIT_MOST_NS,
-    PROBE_INTERVAL_NS,
-    WINDOW_NS,
-    Liveness,
-)
+from ccm.liveness import Liveness
+from ccm.settings import DEFAULTS
 from emul.clock import MILLISECOND, SECOND, Instant
 
 START = Instant(SECOND)
@@ -22,7 +13,7 @@ def test_who_did_not_ask_can_t_miss_an_answer():
     liveness = Liveness(now=START)
     assert liveness.silent_at() is None
     liveness.on_probe(now=START)
-    assert liveness.silent_at() == START + LIMIT_FLOOR_NS
+    assert liveness.silent_at() == START + DEFAULTS.limit_floor_ns
 
 
 def test_one_probe_is_under_way_at_a_time():
@@ -32,21 +23,21 @@ def test_one_probe_is_under_way_at_a_time():
     assert not liveness.probe_due(now=Instant(START + SECOND))
     liveness.on_answer(now=Instant(START + MILLISECOND))
     assert not liveness.probe_due(now=Instant(START + 2 * MILLISECOND))
-    assert liveness.probe_due(now=Instant(START + PROBE_INTERVAL_NS))
+    assert liveness.probe_due(now=Instant(START + DEFAULTS.probe_interval_ns))
 
 
 def test_anything_that_comes_back_is_life():
     liveness = Liveness(now=START)
     liveness.on_probe(now=START)
     liveness.on_life(now=Instant(START + 10 * MILLISECOND))
-    assert liveness.silent_at() == START + 10 * MILLISECOND + LIMIT_FLOOR_NS
+    assert liveness.silent_at() == START + 10 * MILLISECOND + DEFAULTS.limit_floor_ns
 
 
 def test_a_long_silence_before_the_probe_counts_only_one_interval():
     liveness = Liveness(now=START)
     late = Instant(START + SECOND)
     liveness.on_probe(now=late)
-    assert liveness.silent_at() == late - PROBE_INTERVAL_NS + LIMIT_FLOOR_NS
+    assert liveness.silent_at() == late - DEFAULTS.probe_interval_ns + DEFAULTS.limit_floor_ns
 
 
 def test_time_during_which_we_were_not_run_is_credited():
@@ -54,7 +45,7 @@ def test_time_during_which_we_were_not_run_is_credited():
     liveness.on_probe(now=START)
     woken = Instant(START + 80 * MILLISECOND)
     liveness.credit(75 * MILLISECOND, now=woken)
-    assert liveness.silent_at() == START + 75 * MILLISECOND + LIMIT_FLOOR_NS
+    assert liveness.silent_at() == START + 75 * MILLISECOND + DEFAULTS.limit_floor_ns
 
 
 def test_the_limit_follows_the_worst_round_trip_and_forgets_it():
@@ -65,24 +56,24 @@ def test_the_limit_follows_the_worst_round_trip_and_forgets_it():
         liveness.on_answer(now=Instant(at + rtt))
 
     round_trip(START, 8 * MILLISECOND)
-    assert liveness.limit_ns == LIMIT_FACTOR * 8 * MILLISECOND
+    assert liveness.limit_ns == DEFAULTS.limit_factor * 8 * MILLISECOND
     liveness.on_probe(now=Instant(START + 10 * MILLISECOND))
     liveness.on_answer(40 * MILLISECOND, now=Instant(START + 52 * MILLISECOND))
-    assert liveness.limit_ns == LIMIT_FACTOR * 8 * MILLISECOND, "the answer lay there while we were not run"
+    assert liveness.limit_ns == DEFAULTS.limit_factor * 8 * MILLISECOND, "the answer lay there while we were not run"
     round_trip(START + 60 * MILLISECOND, 900 * MILLISECOND)
-    assert liveness.limit_ns == LIMIT_MOST_NS and liveness.alone_limit_ns == ALONE_LIMIT_NS
-    round_trip(START + WINDOW_NS + SECOND, MILLISECOND)
-    assert liveness.limit_ns == LIMIT_MOST_NS, "the window before still counts"
-    round_trip(START + 2 * WINDOW_NS + 3 * SECOND, MILLISECOND)
-    assert liveness.limit_ns == LIMIT_FLOOR_NS
+    assert liveness.limit_ns == DEFAULTS.limit_most_ns and liveness.alone_limit_ns == DEFAULTS.alone_limit_ns
+    round_trip(START + DEFAULTS.window_ns + SECOND, MILLISECOND)
+    assert liveness.limit_ns == DEFAULTS.limit_most_ns, "the window before still counts"
+    round_trip(START + 2 * DEFAULTS.window_ns + 3 * SECOND, MILLISECOND)
+    assert liveness.limit_ns == DEFAULTS.limit_floor_ns
 
 
 def test_idle_partners_are_probed_less_often_and_work_brings_the_busy_rate_back():
     liveness = Liveness(now=START)
-    idle_at = Instant(START + BUSY_FOR_NS)
+    idle_at = Instant(START + DEFAULTS.busy_for_ns)
     liveness.on_probe(now=idle_at)
     liveness.on_answer(now=idle_at)
-    assert not liveness.probe_due(now=Instant(idle_at + IDLE_PROBE_INTERVAL_NS - 1))
+    assert not liveness.probe_due(now=Instant(idle_at + DEFAULTS.idle_probe_interval_ns - 1))
     liveness.on_work(now=idle_at)
-    assert liveness.probe_due(now=Instant(idle_at + PROBE_INTERVAL_NS))
-    assert not liveness.probe_due(now=Instant(idle_at + PROBE_INTERVAL_NS - 1))
+    assert liveness.probe_due(now=Instant(idle_at + DEFAULTS.probe_interval_ns))
+    assert not liveness.probe_due(now=Instant(idle_at + DEFAULTS.probe_interval_ns - 1))

@@ -8,18 +8,10 @@ from ccm import path as paths
 from ccm import session as sessions
 from ccm.exchange import ManifestEntry
 from ccm.needs import Needs
-from ccm.path import (
-    HOLD_DOWN_FIRST_NS,
-    HOLD_DOWN_MOST_NS,
-    RETRY_FIRST_NS,
-    RETRY_MOST_NS,
-    STEADY_NS,
-    Input,
-    Path,
-    PathState,
-)
+from ccm.path import Input, Path, PathState
 from ccm.reasons import Reason
 from ccm.session import Phase, SessionCore, SessionInput, SessionState
+from ccm.settings import DEFAULTS
 from emul.clock import SECOND, Instant
 
 PATHS = {
@@ -109,7 +101,7 @@ def test_attempts_come_less_often_up_to_a_bound():
         path.state = PathState.CONNECTING
         path.take(Input.REFUSED, now=NOW, reason=Reason.UNREACHABLE)
         waits.append(path.retry_at - NOW)
-    assert waits[0] == RETRY_FIRST_NS and waits[-1] == RETRY_MOST_NS and waits == sorted(waits)
+    assert waits[0] == DEFAULTS.retry_first_ns and waits[-1] == DEFAULTS.retry_most_ns and waits == sorted(waits)
 
 
 def test_a_flapping_path_is_held_down_longer_and_a_steady_one_is_forgiven():
@@ -118,7 +110,7 @@ def test_a_flapping_path_is_held_down_longer_and_a_steady_one_is_forgiven():
         path.state, path.up_since = PathState.FENCING, NOW
         path.take(Input.FENCED, now=NOW)
         waits.append(path.retry_at - NOW)
-    assert waits == sorted(waits) and waits[-1] == HOLD_DOWN_MOST_NS
-    path.state, path.up_since = PathState.FENCING, Instant(NOW - STEADY_NS)
+    assert waits == sorted(waits) and waits[-1] == DEFAULTS.hold_down_most_ns
+    path.state, path.up_since = PathState.FENCING, Instant(NOW - DEFAULTS.steady_ns)
     path.take(Input.FENCED, now=NOW)
-    assert path.retry_at - NOW == HOLD_DOWN_FIRST_NS
+    assert path.retry_at - NOW == DEFAULTS.hold_down_first_ns

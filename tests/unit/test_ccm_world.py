@@ -10,11 +10,11 @@ from ccm import actions as ac
 from ccm import events as ev
 from ccm.exchange import RecordKind, slot_range
 from ccm.handshake import Step
-from ccm.liveness import ALONE_LIMIT_NS, BUSY_FOR_NS, IDLE_PROBE_INTERVAL_NS
 from ccm.needs import Needs, client_key
 from ccm.path import PathState
 from ccm.peerinfo import Capability
 from ccm.reasons import Reason
+from ccm.settings import DEFAULTS
 from emul.clock import MILLISECOND, SECOND
 from tests.unit.ccm_world import World, check_alerts
 
@@ -132,7 +132,7 @@ def test_silence_is_noticed_within_the_limit_and_another_path_carries_on(seed):
     for node in (1, 2):
         for path in world.hardware[node].manager.peerings[3 - node].paths.paths:
             path.liveness.on_work(now=world.now)
-    world.run(IDLE_PROBE_INTERVAL_NS)
+    world.run(DEFAULTS.idle_probe_interval_ns)
     cut_at, mark = world.now, len(world.log)
     world.silent.add((1, 2, 0))
     assert world.run(SECOND, lambda: all(since(world, mark, node, ac.NotePathDown) for node in (1, 2)))
@@ -146,11 +146,11 @@ def test_silence_is_noticed_within_the_limit_and_another_path_carries_on(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_silence_between_idle_partners_is_noticed_a_few_slower_probes_later(seed):
     world = started(seed)
-    world.run(BUSY_FOR_NS)
+    world.run(DEFAULTS.busy_for_ns)
     cut_at, mark = world.now, len(world.log)
     world.silent.add((1, 2, 0))
     assert world.run(SECOND, lambda: all(since(world, mark, node, ac.NotePathDown) for node in (1, 2)))
-    assert world.now - cut_at < 25 * MILLISECOND + 2 * IDLE_PROBE_INTERVAL_NS
+    assert world.now - cut_at < 25 * MILLISECOND + 2 * DEFAULTS.idle_probe_interval_ns
 
 
 def test_the_last_path_gets_a_longer_limit():
@@ -233,7 +233,7 @@ def test_losing_the_fence_s_own_path_breaks_the_sessions_instead_of_replaying():
     mark = len(world.log)
     world.silent.add((1, 2, 1))  # the fence request will not get through
     world.cut_cable(1, 2, 0)
-    world.run(ALONE_LIMIT_NS + 2 * IDLE_PROBE_INTERVAL_NS)
+    world.run(DEFAULTS.alone_limit_ns + 2 * DEFAULTS.idle_probe_interval_ns)
     assert since(world, mark, 1, ac.RequestFence)
     assert not since(world, mark, 1, ac.Route, ac.NotePathFenced)
     assert {alert.name for alert in since(world, mark, 1, ac.AlertError)} == {"echo", "mirror"}

@@ -68,7 +68,7 @@ HOME_OF_LIBRARY = {
     "scapy": ("lab",),
     "pyroute2": ("lab.fabric", "lab.netlink"),
     "docker": ("lab.docker",),
-    "pydantic": ("lab.validation", "lab.topology_file", "lab.scenario_file"),
+    "pydantic": ("lab.validation", "lab.topology_file", "lab.scenario_file", "lab.settings_file"),
 }
 BANNED_IN_PURE = {
     "asyncio",
