@@ -1,7 +1,7 @@
 """Memory that a host, its adapters and the NVRAM card share.
 
 Sits under everything that is mapped twice. A `Memory` is bytes with, in the real worlds, a file descriptor that another
-process can map; in the simulator it is a bytearray and there is no descriptor. What the bytes mean is known elsewhere.
+process can map; in the simulator there is no descriptor. What the bytes mean is known elsewhere.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+PAGED_FROM_BYTES = 1 << 18
+"""Plain memory from this size on is taken page by page; below, the pages would be more trouble than the bytes."""
 
 
 class Memory:
@@ -34,8 +37,13 @@ class Memory:
 
     @classmethod
     def plain(cls, length: int) -> Memory:
-        """Zeroed memory of this process alone (the simulator, unit tests)."""
-        return cls(memoryview(bytearray(length)), fd=None, mapping=None)
+        """Zeroed memory of this process alone (the simulator, unit tests). Of much, only what is touched is taken from
+        the machine: a node's firmware memory has room for 511 partners, and its history for hours.
+        """
+        if length < PAGED_FROM_BYTES:
+            return cls(memoryview(bytearray(length)), fd=None, mapping=None)
+        pages = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return cls(memoryview(pages), fd=None, mapping=None)
 
     @classmethod
     def allocate(cls, length: int, name: str = "memory") -> Memory:

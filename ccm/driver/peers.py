@@ -21,6 +21,8 @@ from emul.vocabulary import AccessFlags
 
 _HEADER_GLANCE = 48
 """Bytes of a slot whose change tells that there is a new record."""
+_EMPTY = bytes(INBOX_BYTES)
+"""What an outbox holds before anything was published in it."""
 
 
 class PeerDriver:
@@ -30,14 +32,18 @@ class PeerDriver:
         self._wiring = wiring
         self._rng = rng
         self._links: dict[tuple[int, int], PeerLink] = {}
+        self._by_number: dict[tuple[int, int], tuple[int, int]] = {}
+        """(adapter, number of the connection there) -> key of the link."""
         self._outboxes: dict[tuple[int, int], MR] = {}
-        self._glances: dict[tuple[int, int, int], bytes] = {}
+        self._glances: dict[int, dict[tuple[int, int], bytes]] = {}
+        """By partner: what each slot of its inbox began with when it was last read."""
 
     def clear_outboxes(self) -> None:
         """A former incarnation's records are nobody's any more."""
         for partner in self._wiring.partners:
             outbox = self._wiring.node.outbox(partner)
-            outbox[:] = bytes(len(outbox))
+            if outbox != _EMPTY:  # so that the memory of partners that were never met is not even touched
+                outbox[:] = _EMPTY
 
     def forget_adapter(self, index: int) -> None:
         """The adapter died: what was registered there is gone."""
@@ -46,30 +52,31 @@ class PeerDriver:
 
     def on_cm_event(self, index: int, event: CmEvent) -> None:
         """A connection event of adapter `index`."""
-        wiring = self._wiring
-        for (partner, path), link in self._links.items():
-            if wiring.paths[partner, path].adapter == index and link.number == event.number:
-                epoch = wiring.node.fence_epoch(fence_slot(partner, path))
-                refused = ev.PeerRefused(partner, path, Reason.VERBS_FAILED, "could not agree with the reply")
-                self._attempt(partial(link.on_cm_event, event, epoch), refused)
-                return
+        key = self._by_number.get((index, event.number))
+        link = self._links.get(key) if key is not None else None
+        if key is None or link is None or link.number != event.number:
+            return
+        epoch = self._wiring.node.fence_epoch(fence_slot(*key))
+        refused = ev.PeerRefused(*key, Reason.VERBS_FAILED, "could not agree with the reply")
+        self._attempt(partial(link.on_cm_event, event, epoch), refused)
 
     def scan(self, partner: int) -> None:
         """Looks at the slots of an inbox; what is new becomes events."""
         if partner not in self._wiring.partners:
             return
         inbox = self._wiring.node.inbox(partner)
+        glances = self._glances.setdefault(partner, {})
         for kind, slot in SLOTS.items():
             for index in range(slot.count):
                 offset = slot.offset + index * slot.stride
                 glance = bytes(inbox[offset : offset + _HEADER_GLANCE])
-                if self._glances.get((partner, kind, index)) == glance:
+                if glances.get((kind, index)) == glance:
                     continue
                 found = parse_record(bytes(inbox[offset : offset + slot.stride]), kind, index)
                 if isinstance(found, Refusal):  # perhaps caught in mid-write: looked at again next time
                     self._wiring.tell(ev.RecordRefused(partner, found.reason))
                     continue
-                self._glances[partner, kind, index] = glance
+                glances[kind, index] = glance
                 if found is not None:
                     self._wiring.tell(ev.RecordArrived(partner, found))
 
@@ -111,8 +118,7 @@ class PeerDriver:
 
     def read_inbox(self, action: ac.ReadInbox) -> None:
         """Looks at all slots, also those looked at before."""
-        for key in [key for key in self._glances if key[0] == action.partner]:
-            del self._glances[key]
+        self._glances.pop(action.partner, None)
         self.scan(action.partner)
 
     def request_fence(self, action: ac.RequestFence) -> None:
@@ -145,6 +151,7 @@ class PeerDriver:
             yield
             link = self._links[key] = PeerLink(port, identity, outbox, self._rng, wiring.tell)
             yield from link.connect()
+            self._by_number[port.index, link.number] = key
         except RDMAError as error:
             wiring.note_gone(error)
             wiring.tell(ev.PeerRefused(*key, Reason.VERBS_FAILED, str(error)))
@@ -152,6 +159,9 @@ class PeerDriver:
     def _disconnecting(self, key: tuple[int, int]) -> Iterator[None]:
         link = self._links.pop(key, None)
         if link is not None:
+            number = (self._wiring.paths[key].adapter, link.number)
+            if self._by_number.get(number) == key:  # a new card may have given the number to another
+                del self._by_number[number]
             yield from link.close()
 
     def _writing(self, action: ac.WriteRecord) -> Iterator[None]:

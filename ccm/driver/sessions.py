@@ -30,7 +30,8 @@ class SessionDriver:
         self._rng = rng
         self._sessions: dict[tuple[int, int], Session] = {}
         self._lanes: dict[tuple[int, int, int], Lanes] = {}
-        self._lives = {key: PathLife() for key in wiring.paths}
+        self._lives: dict[tuple[int, int], PathLife] = {}
+        """Of the paths that carry virtual interfaces: `tell_life` looks at each of them in each turn."""
         self._moves: dict[tuple[int, int, int], int] = {}
         self._stuck_look_at = Instant(0)
 
@@ -92,7 +93,8 @@ class SessionDriver:
             wiring.tell(ev.ClientClosed(partner.id, client.name))
             return
         source, exposed = regions
-        life = self._lives[action.partner, action.path]
+        key = (action.partner, action.path)
+        life = self._lives.setdefault(key, PathLife()) if action.needs.vis else PathLife()
         lanes = Lanes(self, port, action.path, self._session(action, source), client, life)
         self._lanes[action.partner, action.path, action.client] = lanes
         fence = (fence_slot(action.partner, action.path), action.fence_epoch)
