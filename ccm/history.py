@@ -67,6 +67,10 @@ class Kind(IntEnum):
     """Step `extra` (1 read 1, 2 write 1, 3 read 2, 4 write 2) towards `partner` succeeded on path `offset`."""
     SUSPENDED = 15
     """The host's own loop was not run for `extra` ns (an overloaded machine makes timing verdicts doubtful)."""
+    REFUSED = 16
+    """Something of `partner` was refused on path `offset`, or by it; `extra` is a reason code (ccm.reasons.Reason)."""
+    ROUTED = 17
+    """Virtual interface `offset` of `client` sends over path `extra` from here on, in `epoch`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,8 +84,8 @@ def judge(scenario: Scenario, topology_name: str, world: str, seed: int, outcome
     checks = run_checks(evidence, scenario.expect)
     checks.append(_orderly(outcome))
     steps = outcome.details.get("steps")
-    if isinstance(steps, Mapping):
-        checks.append(CheckResult(**steps))
+    if isinstance(steps, list):
+        checks += [CheckResult(**step) for step in steps]
     checks.append(_fired(evidence))
     verdict = PASS
     if any(check.ok is False for check in checks):

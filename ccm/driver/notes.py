@@ -55,5 +55,6 @@ class Notes:
 
     def refused(self, action: ac.NoteRefused) -> None:
         """Something was refused."""
+        self._wiring.note(Kind.REFUSED, action.partner, offset=action.path, extra=action.reason)
         fields: dict[str, object] = {"partner": action.partner, "path": action.path, "reason": action.reason.name}
         self._wiring.log("refused", {**fields, "text": action.text})

@@ -169,6 +169,7 @@ class SessionDriver:
             self._wiring.note(
                 Kind.REPLAYED, action.partner, action.client, epoch=epoch, length=waiting, extra=action.path
             )
+        self._note_route(lanes, action.vi)
         self._post(lanes, lambda: stream.route(lanes.vis[action.vi]))
 
     def move(self, action: ac.Move) -> None:
@@ -189,8 +190,15 @@ class SessionDriver:
         if lanes is None or path is None:
             return
         target = lanes.vis[vi]
+        self._note_route(lanes, vi)
         self._post(lanes, lambda: session.streams[vi].finish_move(target))
         self._wiring.tell(ev.Moved(partner, client, session.epoch, vi, path))
+
+    def _note_route(self, lanes: Lanes, vi: int) -> None:
+        session = lanes.session
+        self._wiring.note(
+            Kind.ROUTED, session.partner.id, session.client_key, epoch=session.epoch, offset=vi, extra=lanes.path
+        )
 
     def _post(self, lanes: Lanes, work: Callable[[], object]) -> None:
         try:

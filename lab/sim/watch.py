@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ccm.history import read_entries
+from ccm.history import Kind, read_entries
 from emul.clock import MILLISECOND
 from emul.node_memory import fence_slot
-from lab.check.evidence import PathEnd
+from lab.check.evidence import CheckResult, PathEnd
+from lab.check.holdings import LEFT_BOUND_NS, HoldingChecks
 from lab.check.steps import StepChecks
 from lab.plan import Plan
 from lab.sessions import expected_sessions
+from lab.sim.probe import Probe
 from lab.sim.scheduler import Priority
 from lab.world import PlannedFault, touched
 
@@ -21,6 +23,10 @@ LOOK_NS = 50 * MILLISECOND
 """How often bounds in time are looked at."""
 MUTING = ("cable.cut", "cable.cut_one_end", "cable.blackhole", "cable.blackhole_one_way")
 """Faults that keep a cable from carrying both ways."""
+STIRRING = frozenset({Kind.ERROR_ALERT, Kind.SESSION_CLOSED, Kind.PATH_DOWN, Kind.PATH_FENCED, Kind.ROUTED})
+"""After these a host gives things back: its adapters are looked at."""
+STIRRED_NS = 2 * LEFT_BOUND_NS
+"""For how long."""
 
 
 class SimWatch:
@@ -38,6 +44,11 @@ class SimWatch:
         self._node_at: dict[int, int] = {}
         self._awake: dict[int, tuple[object, int]] = {}
         self.checks = StepChecks(names, expected_sessions(plan), self, busy=busy)
+        self._calm_at = 0
+        """When the last fault that is not on any more took effect or ended."""
+        self._stirred_until: dict[int, int] = {}
+        self._probe = Probe(plan, self._nodes, awake_since=self.awake_since, calm_since=self.calm_since)
+        self.holdings = HoldingChecks(names, self._probe)
         for number, node in self._nodes.items():
             node.after_turn = lambda number=number: self._after_turn(number)
         world.scheduler.after(LOOK_NS, Priority.HOST, self._look)
@@ -62,16 +73,24 @@ class SimWatch:
         self.on_clear(fault, now)
 
     def _mark(self, paths: set[PathEnd], nodes: set[int], now: int) -> None:
+        self._calm_at = now
         self._path_at.update(dict.fromkeys(paths, now))
         self._node_at.update(dict.fromkeys(nodes, now))
 
     def _after_turn(self, number: int) -> None:
         """The host of a node has run: what it wrote is looked at."""
         buffer, seen = self._nodes[number].history.buffer, self._seen[number]
+        stirred = self._probe.has_changed(number)
+        if stirred:
+            self.holdings.on_turn(number, self._world.now())
         for entry in read_entries(buffer, seen):
             seen += 1
             self.checks.on_entry(entry)
+            self.holdings.on_entry(entry)
+            stirred = stirred or entry.kind in STIRRING
         self._seen[number] = seen
+        if stirred:
+            self._stirred_until[number] = self._world.now() + STIRRED_NS
 
     def _look(self) -> None:
         now = self._world.now()
@@ -80,7 +99,16 @@ class SimWatch:
             if self._awake.get(number, (None, 0))[0] is not running:
                 self._awake[number] = (running, now)
         self.checks.on_time(now)
+        for number, until in list(self._stirred_until.items()):
+            self.holdings.look_at_all(number, now)
+            if now > until:
+                del self._stirred_until[number]
+        self.holdings.on_time(now)
         self._world.scheduler.after(LOOK_NS, Priority.HOST, self._look)
+
+    def results(self) -> list[CheckResult]:
+        """What was found, as checks of the run."""
+        return [self.checks.result(), *self.holdings.results()]
 
     # -- Facts --------------------------------------------------------------------------------------------------------
 
@@ -109,4 +137,6 @@ class SimWatch:
         running, since = self._awake.get(node, (None, 0))
         return since if running is not None else None
 
-
+    def calm_since(self) -> int | None:
+        """Since when no fault is on anywhere; None: one is."""
+        return None if self._on else self._calm_at

@@ -348,7 +348,7 @@ class SimWorld:
     def details(self) -> Mapping[str, object]:
         """How much was simulated, and how fast the hardware was."""
         pace = asdict(self.pace)
-        steps = {} if self.watch is None else {"steps": asdict(self.watch.checks.result())}
+        steps = {} if self.watch is None else {"steps": [asdict(result) for result in self.watch.results()]}
         return {**steps, "events": self.scheduler.events, "virtual_ms": self.scheduler.now / MILLISECOND, "pace": pace}
 
     def logs(self) -> Mapping[str, Path]:

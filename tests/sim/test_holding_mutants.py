@@ -1,0 +1,129 @@
+"""Real code that is broken by hand in what nodes hold: a run fails, by the check that looks into the hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ccm.exchange import Manifest
+from ccm.lanes import Lanes
+from ccm.pathset import PathSet
+from ccm.sessions import SessionSet
+from ccm.stream import Stream
+from lab.api import run
+from lab.scenario import Scenario
+from lab.topology import Topology
+from lab.verdict import Result
+
+SEEDS_TRIED_MAX = 4
+TWO_PATHS = """
+name: two-paths
+nodes:
+  a: {{adapters: [ic0, ic1], nvram: 1MiB, clients: [nvram-mirror, echo]}}
+  b: {{adapters: [ic0, ic1], nvram: 1MiB, clients: [nvram-mirror, echo]}}
+cables:
+  ic0: {{ends: [a.ic0, b.ic0], delay: {delay}}}
+  ic1: {{ends: [a.ic1, b.ic1], delay: {delay}}}
+"""
+SCENARIO = """
+scenario: holdings
+topology: two-paths
+workload:
+  nvram-mirror: {{record: 2KiB, depth: 8}}
+  echo: {{record: 512B, depth: 4}}
+steps: [{steps}]
+expect: {{alerts.exactly_once: {{}}}}
+"""
+CUT = "{at: 300ms, fault: cable.cut, target: ic1, for: 200ms}"
+CRASH = "{at: 300ms, fault: host.crash, target: b, for: 100ms}"
+BOTH_CUT = (
+    "{at: 300ms, fault: cable.cut, target: ic0, for: 100ms}, {at: 310ms, fault: cable.cut, target: ic1, for: 100ms}"
+)
+
+
+def play(steps: str, seed: int = 0, *, delay: str = "1ms") -> Result:
+    topology = Topology.parse(TWO_PATHS.format(delay=delay))
+    scenario = Scenario.parse(SCENARIO.format(steps=steps), topology)
+    return run(scenario, topology=topology, world="sim", seed=seed)
+
+
+def found(result: Result) -> dict[str, str]:
+    return {check.name: check.detail for check in result.checks if check.ok is False}
+
+
+def finding(check: str, steps: str, *, delay: str = "1ms") -> str:
+    """What `check` says of the first run in which it finds something."""
+    for seed in range(SEEDS_TRIED_MAX):
+        problems = found(play(steps, seed, delay=delay))
+        if check in problems:
+            return problems[check]
+    pytest.fail(f"{check} found nothing with {SEEDS_TRIED_MAX} seeds, the others {sorted(problems)}")
+
+
+@pytest.mark.parametrize("steps", [CUT, CRASH, BOTH_CUT])
+def test_the_code_as_it_is_passes(steps: str) -> None:
+    result = play(steps)
+    assert not found(result)
+    looked = {check.name: check.exercised for check in result.checks}
+    assert all(looked[name] for name in ("manifests.agreed", "versions.first", "close.leaves_nothing", "streams.whole"))
+
+
+def test_a_side_that_believes_another_manifest_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It forgets the partner's last client, and does not compare what both sides hold."""
+    believe, agree = SessionSet.on_partner_manifest, SessionSet._agree
+
+    def forgetful(self: SessionSet, manifest: Manifest) -> None:
+        believe(self, Manifest(manifest.entries[1:]) if self._publisher.node == 1 else manifest)
+
+    def careless(self: SessionSet, session: object) -> bool:
+        self._partner_digest = self.digest()
+        return agree(self, session)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SessionSet, "on_partner_manifest", forgetful)
+    monkeypatch.setattr(SessionSet, "_agree", careless)
+    assert "the sides hold" in finding("manifests.agreed", CUT)
+
+
+def without(name: str) -> Callable[[Lanes], Iterator[None]]:
+    """`Lanes.close` that leaves one thing as it is."""
+    close = Lanes.close
+
+    def leaky(self: Lanes) -> Iterator[None]:
+        if name == "exposed_mr":
+            self.exposed_mr = None
+        else:
+            self.failed = True
+            for vi in self.vis:
+                self.port.handlers.pop(vi.qp.qp_num, None)
+            self.vis.clear()
+        return close(self)
+
+    return leaky
+
+
+def test_a_key_that_outlives_its_epoch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lanes, "close", without("exposed_mr"))
+    assert "the key of epoch" in finding("old_keys.dead", BOTH_CUT)
+    assert "key of client 1" in finding("close.leaves_nothing", BOTH_CUT)
+
+
+def test_a_virtual_interface_that_outlives_its_epoch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lanes, "close", without("vis"))
+    assert "virtual interface" in finding("close.leaves_nothing", BOTH_CUT)
+
+
+def test_a_stream_that_moves_before_the_former_path_is_drained_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stream, "drained", property(lambda self: self.former is not None))
+    assert "requests are under way on path" in finding("streams.whole", CUT, delay="2ms")
+
+
+def test_streams_that_all_crowd_on_one_path_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose = PathSet.choose
+
+    def first(self: PathSet, client: int, epoch: int, turn: int) -> object:
+        return choose(self, client, epoch, 0)
+
+    monkeypatch.setattr(PathSet, "choose", first)
+    late = "{at: 6s, fault: cable.cut, target: ic1, for: 20ms}"
+    assert "packets by path" in finding("load.shared", late)
