@@ -12,13 +12,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from errno import EINVAL
+from typing import Final
 
 from emul.clock import Instant
 from emul.cm_machine import ConnectionMachine
 from emul.congestion import CNP_RESERVED, CNP_TRAFFIC_CLASS, cnp_bth
 from emul.counters import port_counters, with_known_names
 from emul.errors import RDMAError
-from emul.firmware import FIRMWARE_ACCESS, Firmware, FirmwareLink, Identity
+from emul.firmware import FIRMWARE_ACCESS, Firmware, FirmwareLink, FirmwareSink, Identity
 from emul.hardware_faults import HardwareFaults, Report
 from emul.host_context import HostContext, Reply, Request
 from emul.host_objects import Tally
@@ -38,38 +39,28 @@ from emul.wire.frame import (
     HOP_LIMIT,
     IPV4_BYTES,
     IPV6_BYTES,
-    Accepted,
     Arp,
     Envelopes,
     Flow,
     icrc_matches,
     make_flow,
 )
-from emul.wire.headers import (
-    ACK_REQUEST,
-    BTH,
-    BTH_BYTES,
-    DETH,
-    DETH_BYTES,
-    ICRC_BYTES,
-    P_KEY_FULL,
-    P_KEY_LIMITED,
-    PAD_SHIFT,
-    SOLICITED_EVENT,
-    Opcode,
-)
+from emul.wire.headers import BTH, DETH, DETH_BYTES, P_KEY_FULL, Opcode
+from emul.wire.heading import Heading, Headings, parse_heading
 from emul.wire.mad import CM_Q_KEY, parse_mad
 
-FRAMES_PER_PULL_MAX = 64
+FRAMES_PER_PULL_MAX: Final = 64
 """Frames that one call of `poll_transmit` gives at the most."""
-QP_FRAMES_PER_TURN = 16
+QP_FRAMES_PER_TURN: Final = 16
 """Frames that one queue pair sends before the next one gets its turn."""
-DOORBELLS_PER_TURN_MAX = 256
+DOORBELLS_PER_TURN_MAX: Final = 256
 FIRMWARE_VERSION = "1.0.0"
-_CM_QPN = 1
-_QPN_FIRST = 0x11
-_MULTICAST_BIT = 1
-_FLOW_LABEL = 0xFFFFF
+_CM_QPN: Final = 1
+_QPN_FIRST: Final = 0x11
+_MULTICAST_BIT: Final = 1
+_FLOW_LABEL: Final = 0xFFFFF
+_ACK_REQUEST: Final = 0x80
+"""In the byte before the PSN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +138,9 @@ class Adapter:
         self._neighbours = Neighbours(mac=port.mac, addresses=port.addresses)
         self._qps: dict[int, QueuePair] = {}
         self._links: dict[int, FirmwareLink] = {}
+        self._headings = Headings()
         self._active: deque[QueuePair] = deque()
-        self._is_active: set[int] = set()
         self._timers: list[tuple[Instant, int]] = []
-        self._timer_at: dict[int, Instant] = {}
         self._out: deque[bytes] = deque()
         self._waiting_mads: list[tuple[Route, bytes]] = []
         self._next_qpn = _QPN_FIRST + rng.randrange(1 << 16)
@@ -194,6 +184,14 @@ class Adapter:
             return
         self._frames_received += 1
         self._octets_received += len(frame)
+        heading = self._headings.find(frame)
+        if heading is None:
+            self._on_stranger(frame, now)
+        else:
+            self._on_packet(frame, heading, now)
+
+    def _on_stranger(self, frame: bytes, now: Instant) -> None:
+        """A frame that doesn't begin like one that was seen before, or is none of the good ones."""
         ethertype = frame[12] << 8 | frame[13] if len(frame) > 14 else 0
         if ethertype == ETHERTYPE_IPV4:
             accepted = self._envelopes.accept(frame)
@@ -209,53 +207,61 @@ class Adapter:
             accepted = "rx_not_roce" if len(frame) > 14 else "rx_truncated"
         if isinstance(accepted, str):
             self._counters[accepted] += 1
-        elif not icrc_matches(frame, accepted):
+            return
+        if not icrc_matches(frame, accepted):
             self._counters["rx_icrc_error"] += 1
+            return
+        heading = parse_heading(frame, accepted)
+        if isinstance(heading, str):
+            self._counters[heading] += 1
+        elif heading.qpn == _CM_QPN:
+            self._on_mad(heading.opcode, memoryview(frame)[heading.start : heading.end], accepted.source, now)
         else:
-            self._on_packet(frame, accepted, now)
+            if self._addressee(heading) is not None:
+                self._headings.remember(frame, heading)
+            self._on_packet(frame, heading, now)
 
-    def _on_packet(self, frame: bytes, accepted: Accepted, now: Instant) -> None:
-        start = accepted.transport
-        opcode, flags, p_key, destination, psn = BTH.unpack_from(frame, start)
-        if flags & 0x0F or p_key not in (P_KEY_FULL, P_KEY_LIMITED):
-            self._counters["rx_bad_header"] += 1
+    def _addressee(self, heading: Heading) -> QueuePair | None:
+        qp = self._qps.get(heading.qpn)
+        if qp is None or qp.route is None or qp.route.path != heading.accepted.path:
+            return None
+        return qp
+
+    def _on_packet(self, frame: bytes, heading: Heading, now: Instant) -> None:
+        qp = self._addressee(heading)
+        if qp is None:
+            self._counters["rx_wrong_source" if heading.qpn in self._qps else "rx_no_qp"] += 1
             return
-        qpn = destination & 0xFFFFFF
-        start += BTH_BYTES
-        end = accepted.length - ICRC_BYTES - (flags >> PAD_SHIFT & 3)
-        if end < start:
-            self._counters["rx_truncated"] += 1
-            return
-        body = memoryview(frame)[start:end]
-        if qpn == _CM_QPN:
-            self._on_mad(opcode, body, accepted.source, now)
-            return
-        qp = self._qps.get(qpn)
-        if qp is None or qp.route is None or qp.route.path != accepted.path:
-            self._counters["rx_no_qp" if qp is None else "rx_wrong_source"] += 1
-            return
+        start, end, opcode = heading.start, heading.end, heading.opcode
+        psn = frame[start - 3] << 16 | frame[start - 2] << 8 | frame[start - 1]
+        ack_requested = frame[start - 4] >= _ACK_REQUEST
         disturbed = self._disturbed
+        data = frame
         if disturbed is not None:
-            left = disturbed.on_packet(qp, opcode, psn & 0xFFFFFF, body, frame, accepted)
+            left = disturbed.on_packet(qp, heading, psn, frame)
             if left is None:
                 return
-            body = left
+            data, start, end = left, 0, len(left)
         self._received += 1
-        solicited = bool(flags & SOLICITED_EVENT)
-        if not qp.on_packet(opcode, psn & 0xFFFFFF, bool(psn & ACK_REQUEST), body, now=now, solicited=solicited):
+        if not qp.on_packet(opcode, psn, ack_requested, data, start, end, now=now, solicited=heading.solicited):
             if opcode == Opcode.CNP:
                 qp.congestion.cnp_handled += 1  # counted, never answered
             else:
                 self._counters["rx_unexpected"] += 1
             return
-        if accepted.congested and qp.congestion.on_marked(now=now):
+        if heading.accepted.congested and qp.congestion.on_marked(now=now):
             self._notify(qp)
-        if self.cm.awaited and self.cm.awaited.get(qpn, qp.query().rq_psn) != qp.query().rq_psn:
-            self.cm.on_communication(qpn, now=now)  # the responder has moved on: that was the packet that was due
-            self._after_cm(now)
+        if self.cm.awaited:
+            self._greet(qp, now)
         self._after(qp)
         if disturbed is not None:
             disturbed.after_packet()
+
+    def _greet(self, qp: QueuePair, now: Instant) -> None:
+        expected = qp.query().rq_psn
+        if self.cm.awaited.get(qp.number, expected) != expected:
+            self.cm.on_communication(qp.number, now=now)  # the responder moved on: that was the packet that was due
+            self._after_cm(now)
 
     def _notify(self, qp: QueuePair) -> None:
         """Tells the peer that its packets met congestion."""
@@ -266,10 +272,13 @@ class Adapter:
     def _after(self, qp: QueuePair) -> None:
         if qp.attention:
             self._attend(qp)
-        # Whether it has something to send, and when it must be looked at again, shows when its turn comes.
-        if qp.number not in self._is_active:
-            self._is_active.add(qp.number)
+        if qp.active:
+            return  # when it must be looked at again shows when its turn has come
+        if qp.may_have_more():
+            qp.active = True
             self._active.append(qp)
+        else:
+            self._watch_time(qp)
 
     def _attend(self, qp: QueuePair) -> None:
         """What a queue pair may have brought about: a message for the firmware, written regions, an error."""
@@ -316,7 +325,7 @@ class Adapter:
         if changed is not None:
             for qp in self._qps.values():
                 if qp.route is changed:
-                    qp.forget_flow()
+                    qp.flow = None  # built anew
                     self._after(qp)
             self._send_mads()
 
@@ -396,20 +405,13 @@ class Adapter:
             self._note_faults()
         while self._out and len(frames) < frames_max:
             frames.append(self._out.popleft())
-        active, flow = self._active, self._flow
+        active = self._active
         while active and len(frames) < frames_max:
             qp = active.popleft()
-            for _ in range(min(QP_FRAMES_PER_TURN, frames_max - len(frames))):
-                frame = qp.next_frame(flow, now=now)
-                if frame is None:
-                    self._is_active.discard(qp.number)
-                    break
-                frames.append(frame)
-                if not qp.may_have_more():
-                    self._is_active.discard(qp.number)
-                    break
-            else:
+            if self._pull(qp, frames, min(QP_FRAMES_PER_TURN, frames_max - len(frames)), now):
                 active.append(qp)
+            else:
+                qp.active = False
             if qp.attention:
                 self._attend(qp)
             self._watch_time(qp)
@@ -420,25 +422,40 @@ class Adapter:
             self._octets_sent += len(sent)
         return frames
 
+    def _pull(self, qp: QueuePair, frames: list[bytes], frames_max: int, now: Instant) -> bool:
+        """Adds what a queue pair has to send, at most `frames_max`; whether it may have more."""
+        if qp.flow is None and qp.route is not None and qp.route.mac is not None:
+            qp.flow = self._flow(qp)
+        for _ in range(frames_max):
+            frame = qp.next_frame(now=now)
+            if frame is None:
+                return False
+            frames.append(frame)
+            if not qp.may_have_more():
+                return False
+        return True
+
     def has_frames(self) -> bool:
         """Whether `poll_transmit` may have something."""
         return bool(self._out) or bool(self._active)
 
     def _flow(self, qp: QueuePair) -> Flow:
         assert qp.route is not None
-        given = qp.attr.ah_attr.gr
+        given, destination = qp.attr.ah_attr.gr, qp.attr.dest_qp_num
         if given is None:
-            return self._flow_to(qp.route, _source_port(qp.number), flow_label=qp.number & _FLOW_LABEL)
+            port, label = _source_port(qp.number), qp.number & _FLOW_LABEL
+            return self._flow_to(qp.route, port, flow_label=label, destination_qpn=destination)
         # What an application may give, cut to its field's width; a label of zero is for the adapter to choose.
         label = given.flow_label & _FLOW_LABEL or qp.number & _FLOW_LABEL
         return self._flow_to(
             qp.route, _source_port(given.flow_label & _FLOW_LABEL or qp.number),
             traffic_class=given.traffic_class & 0xFF, flow_label=label, hop_limit=given.hop_limit & 0xFF or HOP_LIMIT,
+            destination_qpn=destination,
         )  # fmt: skip
 
     def _flow_to(
         self, route: Route, source_port: int, *,
-        traffic_class: int = 0, flow_label: int = 0, hop_limit: int = HOP_LIMIT,
+        traffic_class: int = 0, flow_label: int = 0, hop_limit: int = HOP_LIMIT, destination_qpn: int = 0,
     ) -> Flow:  # fmt: skip
         assert route.mac is not None
         return make_flow(
@@ -450,6 +467,7 @@ class Adapter:
             traffic_class=traffic_class,
             flow_label=flow_label,
             hop_limit=hop_limit,
+            destination_qpn=destination_qpn,
         )
 
     # -- time ---------------------------------------------------------------------------------------------------------
@@ -476,11 +494,9 @@ class Adapter:
                 return
         while self._timers and self._timers[0][0] <= now:
             at, number = heapq.heappop(self._timers)
-            if self._timer_at.get(number) != at:
-                continue
-            del self._timer_at[number]
             qp = self._qps.get(number)
-            if qp is not None:
+            if qp is not None and qp.timer_at == at:
+                qp.timer_at = None
                 qp.on_time(now=now)
                 self._after(qp)
         self.cm.on_time(now=now)
@@ -495,11 +511,8 @@ class Adapter:
         # One timer for each queue pair, set for the earliest moment that was ever asked for: most deadlines are moved
         # into the future by the next acknowledgement, and are looked at again only when the old moment comes.
         deadline = qp.deadline()
-        if deadline is None:
-            return
-        known = self._timer_at.get(qp.number)
-        if known is None or deadline < known:
-            self._timer_at[qp.number] = deadline
+        if deadline is not None and (qp.timer_at is None or deadline < qp.timer_at):
+            qp.timer_at = deadline
             heapq.heappush(self._timers, (deadline, qp.number))
 
     # -- the host -----------------------------------------------------------------------------------------------------
@@ -601,9 +614,9 @@ class Adapter:
         self._counters.update(qp.counters())
         self._by_cm.discard(number)
         self.faults.forget(number)
-        self._timer_at.pop(number, None)
-        if number in self._is_active:
-            self._is_active.discard(number)
+        qp.timer_at = None
+        if qp.active:
+            qp.active = False
             self._active.remove(qp)
 
     def modify_qp(
@@ -713,9 +726,9 @@ class Adapter:
         else:
             self.on_frame(what, now=now)
 
-    def take_stalled(self, frame: bytes, accepted: Accepted, *, now: Instant) -> None:
+    def take_stalled(self, frame: bytes, heading: Heading, *, now: Instant) -> None:
         """Card."""
-        self._on_packet(frame, accepted, now)
+        self._on_packet(frame, heading, now)
 
     def switch_port(self, *, on: bool) -> None:
         """Card."""
@@ -782,13 +795,14 @@ class Adapter:
         self._firmware.talking.clear()
 
     def _open_firmware_qp(self, link: FirmwareLink) -> int:
+        sink = FirmwareSink(link)
         qp = QueuePair(
             number=self.fresh_qpn(),
             pd=link.pd,
             regions=self.regions,
             work=link,
-            send_sink=link,
-            receive_sink=link,
+            send_sink=sink,
+            receive_sink=sink,
             signal_all=False,
             fence_epoch=self.fence_epoch,
         )

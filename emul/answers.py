@@ -7,20 +7,29 @@ it checks nothing that the responder has checked, except that a region still has
 from __future__ import annotations
 
 from collections import deque
+from struct import Struct
+from typing import Final
 
 from emul.regions import MemoryRegion
-from emul.wire.headers import AETH, ATOMIC_ACK_ETH, BTH, P_KEY_FULL, PAD_SHIFT, Opcode, Syndrome
+from emul.wire.frame import Flow
+from emul.wire.headers import ATOMIC_ACK_ETH, PAD_SHIFT, Opcode, Syndrome
 from emul.wire.psn import PSN_MASK
 
-ANSWERS_MAX = 256
+ANSWERS_MAX: Final = 256
 """Answers that wait to be sent; at the bound requests with a response and duplicates go unanswered (the requester asks
 again), and of the acknowledgements behind them the last one remains."""
 
-_ACKNOWLEDGE = int(Opcode.ACKNOWLEDGE)
-_FIRST, _MIDDLE = int(Opcode.RDMA_READ_RESPONSE_FIRST), int(Opcode.RDMA_READ_RESPONSE_MIDDLE)
-_LAST, _ONLY = int(Opcode.RDMA_READ_RESPONSE_LAST), int(Opcode.RDMA_READ_RESPONSE_ONLY)
-_ACK = int(Syndrome.ACK)
-_ZEROS = (b"", b"\0", b"\0\0", b"\0\0\0")
+_ACKNOWLEDGE: Final = int(Opcode.ACKNOWLEDGE) << 8
+_ATOMIC_ACKNOWLEDGE: Final = int(Opcode.ATOMIC_ACKNOWLEDGE) << 8
+_FIRST: Final = int(Opcode.RDMA_READ_RESPONSE_FIRST)
+_MIDDLE: Final = int(Opcode.RDMA_READ_RESPONSE_MIDDLE)
+_LAST: Final = int(Opcode.RDMA_READ_RESPONSE_LAST)
+_ONLY: Final = int(Opcode.RDMA_READ_RESPONSE_ONLY)
+_ACK: Final = int(Syndrome.ACK)
+_ACCESS_NAK: Final = int(Syndrome.NAK_REMOTE_ACCESS)
+_ZEROS: Final = (b"", b"\0", b"\0\0", b"\0\0\0")
+_WORD: Final = Struct("!I")
+_WORD_AND_AETH: Final = Struct("!II")
 
 
 class ReadJob:
@@ -53,12 +62,12 @@ class AtomicAnswer:
 class Answers:
     """All answers of a queue pair that wait to be sent."""
 
-    __slots__ = ("_destination", "_mtu", "dead_region", "slots", "waiting")
+    __slots__ = ("_mtu", "dead_region", "slots", "waiting")
 
-    def __init__(self, *, destination_qpn: int, mtu: int) -> None:
-        self._destination = destination_qpn
+    def __init__(self, *, mtu: int) -> None:
         self._mtu = mtu
-        self.waiting: deque[tuple[int, int, int] | ReadJob | AtomicAnswer] = deque()
+        self.waiting: deque[bytes | ReadJob | AtomicAnswer] = deque()
+        """Acknowledgements as what they will consist of: the BTH's last word and the AETH."""
         self.slots = 0
         """READs, atomics, FLUSHes and ATOMIC WRITEs whose answer is not out yet, repeated ones not counted."""
         self.dead_region = False
@@ -71,13 +80,13 @@ class Answers:
     def acknowledge(self, psn: int, syndrome: int, msn: int) -> None:
         """ACK or NAK. Where no more may wait it takes the place of the last one, of which it says all and more."""
         waiting = self.waiting
-        if len(waiting) >= ANSWERS_MAX and isinstance(waiting[-1], tuple):
+        if len(waiting) >= ANSWERS_MAX and isinstance(waiting[-1], bytes):
             waiting.pop()
-        waiting.append((psn, syndrome, msn))
+        waiting.append(_WORD_AND_AETH.pack(psn, syndrome << 24 | msn))
 
     def forget_data(self) -> None:
         """Nothing is read from memory any more; acknowledgements of what was done still go out."""
-        self.waiting = deque(answer for answer in self.waiting if isinstance(answer, tuple))
+        self.waiting = deque(answer for answer in self.waiting if isinstance(answer, bytes))
 
     def respond(
         self, region: MemoryRegion | None, buffer: memoryview, psn: int, msn: int, *, repeated: bool = False
@@ -91,42 +100,44 @@ class Answers:
         self.slots += not repeated
         self.waiting.append(AtomicAnswer(psn, msn, original, not repeated))
 
-    def next_packet(self) -> tuple[bytes, bytes] | None:
-        """BTH and rest of the oldest answer; None where none waits."""
+    def next_frame(self, flow: Flow) -> bytes | None:
+        """The oldest answer's next packet; None where none waits."""
         if not self.waiting:
             return None
         answer = self.waiting[0]
-        if isinstance(answer, tuple):
+        if isinstance(answer, bytes):
             self.waiting.popleft()
-            psn, syndrome, msn = answer
-            return BTH.pack(_ACKNOWLEDGE, 0, P_KEY_FULL, self._destination, psn), AETH.pack(syndrome << 24 | msn)
+            return flow.packet(_ACKNOWLEDGE, answer, b"")
         if isinstance(answer, AtomicAnswer):
             self._done(answer.holds_slot)
-            bth = BTH.pack(Opcode.ATOMIC_ACKNOWLEDGE, 0, P_KEY_FULL, self._destination, answer.psn)
-            return bth, AETH.pack(_ACK << 24 | answer.msn) + ATOMIC_ACK_ETH.pack(answer.original)
+            head = _WORD_AND_AETH.pack(answer.psn, _ACK << 24 | answer.msn)
+            return flow.packet(_ATOMIC_ACKNOWLEDGE, head + ATOMIC_ACK_ETH.pack(answer.original), b"")
         if answer.region is not None and not answer.region.valid:
-            return self._refuse_rest(answer)
-        return self._response(answer)
+            return self._refuse_rest(answer, flow)
+        return self._response(answer, flow)
 
-    def _response(self, job: ReadJob) -> tuple[bytes, bytes]:
-        chunk = job.buffer[job.offset : job.offset + self._mtu]
+    def _response(self, job: ReadJob, flow: Flow) -> bytes:
+        total = len(job.buffer)
+        chunk: bytes | memoryview = job.buffer
+        if total > self._mtu:
+            chunk = job.buffer[job.offset : job.offset + self._mtu]
         job.offset += len(chunk)
-        last = job.offset >= len(job.buffer)
+        last = job.offset >= total
         opcode = (_ONLY if last else _FIRST) if job.first else (_LAST if last else _MIDDLE)
         pad = -len(chunk) & 3
-        bth = BTH.pack(opcode, pad << PAD_SHIFT, P_KEY_FULL, self._destination, job.psn)
-        head = b"" if opcode == _MIDDLE else AETH.pack(_ACK << 24 | job.msn)
+        if pad:
+            chunk = b"".join((chunk, _ZEROS[pad]))
+        head = _WORD.pack(job.psn) if opcode == _MIDDLE else _WORD_AND_AETH.pack(job.psn, _ACK << 24 | job.msn)
         job.psn = (job.psn + 1) & PSN_MASK
         job.first = False
         if last:
             self._done(job.holds_slot)
-        return bth, b"".join((head, chunk, _ZEROS[pad]))
+        return flow.packet(opcode << 8 | pad << PAD_SHIFT, head, chunk)
 
-    def _refuse_rest(self, job: ReadJob) -> tuple[bytes, bytes]:
+    def _refuse_rest(self, job: ReadJob, flow: Flow) -> bytes:
         self.waiting.clear()  # nothing after a fatal NAK
         self.dead_region = True
-        bth = BTH.pack(_ACKNOWLEDGE, 0, P_KEY_FULL, self._destination, job.psn)
-        return bth, AETH.pack(Syndrome.NAK_REMOTE_ACCESS << 24 | job.msn)
+        return flow.packet(_ACKNOWLEDGE, _WORD_AND_AETH.pack(job.psn, _ACCESS_NAK << 24 | job.msn), b"")
 
     def _done(self, holds_slot: bool) -> None:
         self.waiting.popleft()

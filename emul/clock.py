@@ -5,14 +5,14 @@ Nothing here reads a clock. Drivers do, and hand `now` in; the simulator hands i
 
 from __future__ import annotations
 
-from typing import NewType
+from typing import Final, NewType
 
 Instant = NewType("Instant", int)
 """A moment in ns. Real worlds use CLOCK_MONOTONIC, which all processes of a machine share."""
 
-MICROSECOND = 1_000
-MILLISECOND = 1_000_000
-SECOND = 1_000_000_000
+MICROSECOND: Final = 1_000
+MILLISECOND: Final = 1_000_000
+SECOND: Final = 1_000_000_000
 
 
 def after(now: Instant, delay_ns: int) -> Instant:

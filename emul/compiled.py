@@ -21,10 +21,10 @@ ROOT = PACKAGE.parent
 MODULES = tuple(
     f"emul/{name}"
     for name in (
-        "adapter", "answers", "clock", "completer", "congestion", "firmware", "hardware_faults",
-        "host_context", "local", "memory", "neighbours", "node_memory", "port/packet", "port/xdp", "process", "qp",
-        "queues", "regions", "requester", "responder", "vocabulary", "window", "wire/frame", "wire/icrc", "wire/psn",
-        "work_requests",
+        "adapter", "answers", "clock", "completer", "congestion", "diversion", "firmware", "hardware_faults",
+        "host_context", "host_objects", "local", "memory", "neighbours", "node_memory", "port/packet", "port/xdp",
+        "process", "qp", "queues", "regions", "requester", "responder", "sinks", "vocabulary", "window", "wire/frame",
+        "wire/headers", "wire/heading", "wire/icrc", "wire/psn", "work_requests", "wqe",
     )
 )  # fmt: skip
 """What runs for each packet, and the values that it handles. All or none: they call each other without looking."""

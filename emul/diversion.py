@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from emul.clock import Instant, after, earliest
-from emul.qp import CompletionSink
+from emul.sinks import CompletionSink
 
 if TYPE_CHECKING:
     from emul.hardware_faults import Armed, HardwareFaults
@@ -22,7 +22,7 @@ Completion = tuple[int, int, int, int, int, int, int, bool]
 _QP_NUM, _OPCODE = 2, 5
 
 
-class Diversion:
+class Diversion(CompletionSink):
     """One completion queue's (CompletionSink)."""
 
     __slots__ = ("_faults", "_late", "_lose", "_overtaken", "_overtaken_until", "_reorder", "sink")

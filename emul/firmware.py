@@ -15,8 +15,9 @@ from emul.clock import MILLISECOND, Instant, after
 from emul.cm_machine import Accept, Reject
 from emul.memory import Memory
 from emul.node_memory import ADAPTERS_MAX, STATUS_BYTES, NodeMemory, fence_slot
-from emul.queues import ReceiveEntry, SendEntry
+from emul.queues import ReceiveEntry
 from emul.regions import MemoryRegion, RegionTable
+from emul.sinks import CompletionSink, WorkSource
 from emul.vocabulary import AccessFlags, AsyncEvent, EventType, SendFlags, WCOpcode, WCStatus, WROpcode
 from emul.wellknown import (
     CHALLENGE_BYTES,
@@ -36,6 +37,7 @@ from emul.wellknown import (
     proof,
 )
 from emul.wire.mad import RDMA_CM_HEADER_BYTES, RdmaCmHeader, RejectReason, Req
+from emul.wqe import SendWqe
 
 LINKS_MAX = 1024
 """Connections of partners to one adapter's firmware, those that wait for their proof included."""
@@ -69,10 +71,8 @@ class _PendingFence:
     """Sibling adapters that were handling a frame when the fence rose, with their turn counter then."""
 
 
-class FirmwareLink:
-    """The firmware's end of one partner's well-known connection: source of its work, sink of its completions."""
-
-    shares_receives = False
+class FirmwareLink(WorkSource):
+    """The firmware's end of one partner's well-known connection: source of its work."""
 
     def __init__(
         self, *, number: int, request: ConnectRequest, pd: int, challenge: bytes, regions: RegionTable
@@ -90,7 +90,7 @@ class FirmwareLink:
         memory = Memory.plain(2 * _PAGE_SIZE)
         self.buffers = regions.register(memory, pd=pd, access=AccessFlags.LOCAL_WRITE)
         self.regions: list[MemoryRegion] = [self.buffers]
-        self._sends: deque[SendEntry] = deque()
+        self._sends: deque[SendWqe] = deque()
         self._receives: deque[ReceiveEntry] = deque()
         self._sent = 0
         self.arrived: deque[bytes] = deque()
@@ -104,10 +104,10 @@ class FirmwareLink:
         offset = _PAGE_SIZE + slot * RECEIVE_BYTES
         data = message.emit()
         self.buffers.buffer[offset : offset + len(data)] = data
-        piece = (self.buffers.key, self.buffers.addr + offset, len(data))
-        self._sends.append(SendEntry(slot, WROpcode.SEND, SendFlags.NONE, 0, 0, 0, (piece,)))
+        key, addr = self.buffers.key, self.buffers.addr + offset
+        self._sends.append(SendWqe(slot, int(WROpcode.SEND), int(SendFlags.NONE), 0, 0, 0, key, addr, len(data)))
 
-    def take_send(self) -> SendEntry | None:
+    def take_send(self) -> SendWqe | None:
         """WorkSource."""
         return self._sends.popleft() if self._sends else None
 
@@ -118,19 +118,36 @@ class FirmwareLink:
         """WorkSource."""
         return self._receives.popleft() if self._receives else None
 
-    def push(
-        self, wr_id: int, byte_len: int, qp_num: int, imm: int, status: int, opcode: int, flags: int, solicited: bool
-    ) -> bool:
-        """CompletionSink: keeps what arrived, posts the buffer again."""
-        if opcode == WCOpcode.RECV and status == WCStatus.SUCCESS:
-            offset = wr_id * RECEIVE_BYTES
-            self.arrived.append(bytes(self.buffers.buffer[offset : offset + byte_len]))
-            self._post_receive(wr_id)
-        return True
+    def shares_receives(self) -> bool:
+        """WorkSource."""
+        return False
+
+    def keep(self, slot: int, length: int) -> None:
+        """A message of `length` bytes came: keeps it, posts the buffer again."""
+        offset = slot * RECEIVE_BYTES
+        self.arrived.append(bytes(self.buffers.buffer[offset : offset + length]))
+        self._post_receive(slot)
 
     def _post_receive(self, slot: int) -> None:
         addr = self.buffers.addr + slot * RECEIVE_BYTES
         self._receives.append(ReceiveEntry(slot, ((self.buffers.key, addr, RECEIVE_BYTES),)))
+
+
+class FirmwareSink(CompletionSink):
+    """Where the completions of a link's queue pair go."""
+
+    __slots__ = ("_link",)
+
+    def __init__(self, link: FirmwareLink) -> None:
+        self._link = link
+
+    def push(
+        self, wr_id: int, byte_len: int, qp_num: int, imm: int, status: int, opcode: int, flags: int, solicited: bool
+    ) -> bool:
+        """CompletionSink: what arrived is the link's."""
+        if opcode == WCOpcode.RECV and status == WCStatus.SUCCESS:
+            self._link.keep(wr_id, byte_len)
+        return True
 
 
 class Firmware:

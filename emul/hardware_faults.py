@@ -17,10 +17,11 @@ from emul.clock import MILLISECOND, Instant, after, earliest
 from emul.diversion import Diversion
 from emul.errors import RDMAError
 from emul.fault_kinds import FaultKind, Value, kind_named, parameters_of
-from emul.qp import CompletionSink, QueuePair
+from emul.qp import QueuePair
+from emul.sinks import CompletionSink
 from emul.vocabulary import QPState, WCOpcode, WCStatus
-from emul.wire.frame import Accepted
 from emul.wire.headers import IMM_BYTES, RETH, RETH_BYTES, Opcode
+from emul.wire.heading import Heading
 
 ARMED_MAX = 128
 """Faults that one adapter keeps, those that are over included."""
@@ -79,7 +80,7 @@ class Card(Protocol):
     def take_late(self, what: bytes | int, *, now: Instant) -> None:
         """A frame, or a doorbell (a queue pair's number), that came earlier."""
 
-    def take_stalled(self, frame: bytes, accepted: Accepted, *, now: Instant) -> None:
+    def take_stalled(self, frame: bytes, heading: Heading, *, now: Instant) -> None:
         """A packet that came earlier, from its headers on."""
 
     def look_at_all_queues(self) -> None:
@@ -174,7 +175,7 @@ class HardwareFaults:
         """By the completion queue's identity, while completions are led through here."""
         self._dead_sinks: list[CompletionSink] = []
         self._late: deque[tuple[Instant, bytes | int]] = deque()
-        self._stalled: deque[tuple[Instant | None, bytes, Accepted]] = deque()
+        self._stalled: deque[tuple[Instant | None, bytes, Heading]] = deque()
         self._look_at: Instant | None = None
         self._doomed_key = 0
         self._releasing = False
@@ -254,11 +255,10 @@ class HardwareFaults:
             return False
         return not self._keeps_late(frame)
 
-    def on_packet(
-        self, qp: QueuePair, opcode: int, psn: int, body: memoryview, frame: bytes, accepted: Accepted
-    ) -> memoryview | None:
-        """What the queue pair gets of a packet; None where it gets nothing now."""
-        if not self._releasing and self._stalls(qp, opcode, frame, accepted):
+    def on_packet(self, qp: QueuePair, heading: Heading, psn: int, frame: bytes) -> bytes | None:
+        """What follows the BTH as the queue pair gets it; None where it gets nothing now."""
+        opcode, body = heading.opcode, frame[heading.start : heading.end]
+        if not self._releasing and self._stalls(qp, frame, heading):
             return None
         if opcode in _ANSWERS:
             if self._by_kind.get("retry_exhausted") and qp.is_waiting and self._hit("retry_exhausted", qp.number):
@@ -446,7 +446,7 @@ class HardwareFaults:
         if not any("delay_ns" not in fault.values for fault in self._by_kind.get("dma_stall", ())):
             # Of two stalls only the one that had no end is over: what it held goes on in its turn.
             now, stalled = self.now, self._stalled
-            self._stalled = deque((now if due is None else due, frame, accepted) for due, frame, accepted in stalled)
+            self._stalled = deque((now if due is None else due, frame, heading) for due, frame, heading in stalled)
         if self.hung:
             return
         if not self._by_kind.get("slow"):
@@ -478,7 +478,7 @@ class HardwareFaults:
             for _ in range(times):
                 self.fire(fault)
 
-    def _deregister(self, qp: QueuePair, opcode: int, body: memoryview) -> None:
+    def _deregister(self, qp: QueuePair, opcode: int, body: bytes) -> None:
         if len(body) >= RETH_BYTES and self._hit("mr_deregister_in_flight", qp.number):
             key = RETH.unpack_from(body)[1]
             if opcode in _AFTERWARDS:
@@ -486,7 +486,7 @@ class HardwareFaults:
             else:
                 self._card.drop_key(key)
 
-    def _corrupted(self, qp: QueuePair, opcode: int, body: memoryview) -> memoryview:
+    def _corrupted(self, qp: QueuePair, opcode: int, body: bytes) -> bytes:
         start = _PAYLOAD_AT.get(opcode)
         if start is None or start >= len(body):
             return body
@@ -497,7 +497,7 @@ class HardwareFaults:
                 for bit in fault.rng.sample(range(bits), min(bits, int(fault.values["bits"]))):
                     damaged[start + (bit >> 3)] ^= 1 << (bit & 7)
                 self.fire(fault)
-                return memoryview(damaged)
+                return bytes(damaged)
         return body
 
     # -- inside: holding ----------------------------------------------------------------------------------------------
@@ -517,8 +517,8 @@ class HardwareFaults:
             self._fire_all("slow")
         return True
 
-    def _stalls(self, qp: QueuePair, opcode: int, frame: bytes, accepted: Accepted) -> bool:
-        if opcode in _ANSWERS:
+    def _stalls(self, qp: QueuePair, frame: bytes, heading: Heading) -> bool:
+        if heading.opcode in _ANSWERS:
             return False
         fault = next((f for f in self._by_kind.get("dma_stall", ()) if self._aims_at(f, qp.number)), None)
         if fault is None:
@@ -529,7 +529,7 @@ class HardwareFaults:
         delay = fault.values.get("delay_ns")
         due = None if delay is None else after(self.now, int(delay))
         self.fire(fault)
-        self._stalled.append((due, frame, accepted))
+        self._stalled.append((due, frame, heading))
         return True
 
     def _release_late(self, until: Instant | None) -> None:
@@ -547,8 +547,8 @@ class HardwareFaults:
                 due = self._stalled[0][0]
                 if until is not None and (due is None or due > until):
                     return
-                _, frame, accepted = self._stalled.popleft()
-                self._card.take_stalled(frame, accepted, now=self.now)
+                _, frame, heading = self._stalled.popleft()
+                self._card.take_stalled(frame, heading, now=self.now)
         finally:
             self._releasing = False
 
@@ -588,7 +588,7 @@ class HardwareFaults:
             raise RDMAError(EINVAL, f"an adapter keeps {ARMED_MAX} faults at the most")
 
 
-class _Nowhere:
+class _Nowhere(CompletionSink):
     """A completion queue that is lost: what goes there is gone, and nobody is told again."""
 
     __slots__ = ("sink",)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Final
 
 from emul.memory import Memory
-from emul.queues import CompletionRing, DoorbellRing, ReceiveEntry, ReceiveRing, SendEntry, SendRing
+from emul.queues import CompletionRing, DoorbellRing, ReceiveEntry, ReceiveRing, SendRing
+from emul.sinks import CompletionSink, WorkSource
 from emul.vocabulary import WCOpcode, WCStatus
+from emul.wqe import SendWqe
+
+_RECV: Final = int(WCOpcode.RECV)
 
 
 class Tally:
@@ -56,7 +61,7 @@ class CompletionChannel:
         self._ring_bell(self.bell)
 
 
-class CompletionQueue:
+class CompletionQueue(CompletionSink):
     """A host's completion queue: the sink of its queue pairs. `wake` is called when the host had asked for it."""
 
     __slots__ = ("_tally", "_wake", "channel", "depth", "lost", "memory", "number", "ring")
@@ -87,7 +92,7 @@ class CompletionQueue:
             self.lost = True
             return False
         if status:
-            self._tally.failed[opcode >= WCOpcode.RECV, status] += 1
+            self._tally.failed[opcode >= _RECV, status] += 1
         else:
             self._tally.completed[opcode] += 1
         if self.ring.take_armed(solicited):
@@ -107,16 +112,33 @@ class CompletionQueue:
         return left
 
 
-class HostWork:
+class HostWork(WorkSource):
     """A host's send and receive rings: the source of a queue pair's work."""
 
-    __slots__ = ("retire_send", "shares_receives", "take_receive", "take_send")
+    __slots__ = ("_receives", "_send", "_shared")
 
     def __init__(self, send: SendRing, receives: ReceiveRing | SharedReceives) -> None:
-        self.shares_receives = isinstance(receives, SharedReceives)
-        self.take_send: Callable[[], SendEntry | None] = send.take
-        self.retire_send: Callable[[int], None] = send.retire
-        self.take_receive: Callable[[], ReceiveEntry | None] = receives.take
+        self._send = send
+        self._receives = receives if isinstance(receives, ReceiveRing) else None
+        self._shared = receives if isinstance(receives, SharedReceives) else None
+
+    def take_send(self) -> SendWqe | None:
+        """WorkSource."""
+        return self._send.take()
+
+    def retire_send(self, count: int) -> None:
+        """WorkSource."""
+        self._send.retire(count)
+
+    def take_receive(self) -> ReceiveEntry | None:
+        """WorkSource."""
+        if self._receives is not None:
+            return self._receives.take()
+        return None if self._shared is None else self._shared.take()
+
+    def shares_receives(self) -> bool:
+        """WorkSource."""
+        return self._shared is not None
 
 
 class SharedReceives:

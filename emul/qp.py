@@ -8,22 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from errno import EINVAL
-from typing import Protocol
+from typing import Final
 
 from emul.clock import Instant
-from emul.completer import Completer, Verdict
+from emul.completer import Completer
 from emul.congestion import Congestion
 from emul.errors import RDMAError
 from emul.neighbours import Route
-from emul.queues import QUEUE_DEPTH_MAX, ReceiveEntry, SendEntry
+from emul.queues import QUEUE_DEPTH_MAX
 from emul.regions import RegionTable
 from emul.requester import Requester
 from emul.responder import REQUEST_OPCODES, Responder
+from emul.sinks import CompletionSink, WorkSource
 from emul.vocabulary import EventType, QPAttr, QPState, QPType, SendFlags, WCFlags, WCOpcode, WCStatus, WROpcode
-from emul.window import SendWindow, SendWqe
+from emul.window import SendWindow
 from emul.wire.frame import Flow
-from emul.wire.headers import AETH, AETH_BYTES, ATOMIC_ACK_ETH, ATOMIC_ACK_ETH_BYTES, Opcode, Syndrome
-from emul.work_requests import bad_request, resolve
+from emul.wire.headers import AETH_BYTES, ATOMIC_ACK_ETH, ATOMIC_ACK_ETH_BYTES, Opcode, Syndrome
+from emul.work_requests import refuse, resolve
+from emul.wqe import SendWqe
 
 # From each state to those that modify_qp may ask for (InfiniBand specification vol. 1, figure 124). SQE belongs to
 # unreliable queue pairs: nothing leads there.
@@ -37,37 +39,46 @@ TRANSITIONS: dict[QPState, frozenset[QPState]] = {
     QPState.ERR: frozenset({QPState.RESET, QPState.ERR}),
 }
 
-WINDOW_REQUESTS_MAX = 256
+WINDOW_REQUESTS_MAX: Final = 256
 """Requests that one queue pair takes from its send queue before the oldest is completed."""
-FLUSHED_PER_TURN_MAX = 1024
+FLUSHED_PER_TURN_MAX: Final = 1024
 """Requests of a broken queue pair that one turn completes with WR_FLUSH_ERR."""
-_READ_RESPONSES = frozenset(
-    {
-        int(Opcode.RDMA_READ_RESPONSE_FIRST),
-        int(Opcode.RDMA_READ_RESPONSE_MIDDLE),
-        int(Opcode.RDMA_READ_RESPONSE_LAST),
-        int(Opcode.RDMA_READ_RESPONSE_ONLY),
-    }
-)
-_READ_RESPONSE_MIDDLE = int(Opcode.RDMA_READ_RESPONSE_MIDDLE)
-_ACKNOWLEDGE, _ATOMIC_ACKNOWLEDGE = int(Opcode.ACKNOWLEDGE), int(Opcode.ATOMIC_ACKNOWLEDGE)
-_COMPLETED_AS = {
-    WROpcode.SEND: WCOpcode.SEND,
-    WROpcode.SEND_WITH_IMM: WCOpcode.SEND,
-    WROpcode.SEND_WITH_INV: WCOpcode.SEND,
-    WROpcode.RDMA_WRITE: WCOpcode.RDMA_WRITE,
-    WROpcode.RDMA_WRITE_WITH_IMM: WCOpcode.RDMA_WRITE,
-    WROpcode.RDMA_READ: WCOpcode.RDMA_READ,
-    WROpcode.ATOMIC_CMP_AND_SWP: WCOpcode.COMP_SWAP,
-    WROpcode.ATOMIC_FETCH_AND_ADD: WCOpcode.FETCH_ADD,
-    WROpcode.FLUSH: WCOpcode.FLUSH,
-    WROpcode.ATOMIC_WRITE: WCOpcode.ATOMIC_WRITE,
+_NO_USE: Final = 0
+_REQUEST: Final = 1
+_ACKNOWLEDGE: Final = 2
+_READ_RESPONSE: Final = 3
+_READ_RESPONSE_MIDDLE: Final = 4
+_ATOMIC_ACKNOWLEDGE: Final = 5
+_ANSWERS = {
+    Opcode.ACKNOWLEDGE: _ACKNOWLEDGE,
+    Opcode.RDMA_READ_RESPONSE_FIRST: _READ_RESPONSE,
+    Opcode.RDMA_READ_RESPONSE_MIDDLE: _READ_RESPONSE_MIDDLE,
+    Opcode.RDMA_READ_RESPONSE_LAST: _READ_RESPONSE,
+    Opcode.RDMA_READ_RESPONSE_ONLY: _READ_RESPONSE,
+    Opcode.ATOMIC_ACKNOWLEDGE: _ATOMIC_ACKNOWLEDGE,
 }
-_SIGNALED = int(SendFlags.SIGNALED)
-_SENDING = frozenset({QPState.RTS, QPState.SQD})
-_RECEIVING = frozenset({QPState.RTR, QPState.RTS, QPState.SQD})
+_KINDS: Final = bytes(
+    _REQUEST if opcode in REQUEST_OPCODES else _ANSWERS.get(opcode, _NO_USE)  # type: ignore[call-overload]
+    for opcode in range(256)
+)
+"""What each opcode is for a queue pair."""
+_COMPLETED_AS: Final[dict[int, int]] = {
+    int(WROpcode.SEND): int(WCOpcode.SEND),
+    int(WROpcode.SEND_WITH_IMM): int(WCOpcode.SEND),
+    int(WROpcode.SEND_WITH_INV): int(WCOpcode.SEND),
+    int(WROpcode.RDMA_WRITE): int(WCOpcode.RDMA_WRITE),
+    int(WROpcode.RDMA_WRITE_WITH_IMM): int(WCOpcode.RDMA_WRITE),
+    int(WROpcode.RDMA_READ): int(WCOpcode.RDMA_READ),
+    int(WROpcode.ATOMIC_CMP_AND_SWP): int(WCOpcode.COMP_SWAP),
+    int(WROpcode.ATOMIC_FETCH_AND_ADD): int(WCOpcode.FETCH_ADD),
+    int(WROpcode.FLUSH): int(WCOpcode.FLUSH),
+    int(WROpcode.ATOMIC_WRITE): int(WCOpcode.ATOMIC_WRITE),
+}
+_SIGNALED: Final = int(SendFlags.SIGNALED)
+_SENDING: Final = frozenset({QPState.RTS, QPState.SQD})
+_RECEIVING: Final = frozenset({QPState.RTR, QPState.RTS, QPState.SQD})
 # What a refusal of the peer's request means for the host here (libibverbs' names of asynchronous events).
-_REFUSAL_EVENTS = {
+_REFUSAL_EVENTS: Final = {
     Syndrome.NAK_INVALID_REQUEST: EventType.QP_REQ_ERR,
     Syndrome.NAK_REMOTE_ACCESS: EventType.QP_ACCESS_ERR,
     Syndrome.NAK_REMOTE_OPERATION: EventType.QP_FATAL,
@@ -87,42 +98,14 @@ COUNTERS = (
 """Counters of a queue pair."""
 
 
-class CompletionSink(Protocol):
-    """Where a queue pair's completions go."""
-
-    def push(
-        self, wr_id: int, byte_len: int, qp_num: int, imm: int, status: int, opcode: int, flags: int, solicited: bool
-    ) -> bool:
-        """Takes one completion; False when there is no room."""
-
-
-class WorkSource(Protocol):
-    """Where a queue pair's work requests come from: three callables, as they are called for each packet."""
-
-    @property
-    def take_send(self) -> Callable[[], SendEntry | None]:
-        """Gives the next send work request."""
-
-    @property
-    def retire_send(self) -> Callable[[int], None]:
-        """Told that the oldest so many are completed."""
-
-    @property
-    def take_receive(self) -> Callable[[], ReceiveEntry | None]:
-        """Gives the oldest posted receive."""
-
-    @property
-    def shares_receives(self) -> bool:
-        """Whether other queue pairs take from the same receives, so that one's end doesn't flush them."""
-
-
 class QueuePair:
     """One end of a reliable connection."""
 
     __slots__ = (
-        "_completer", "_fence_epoch", "_flow", "_former", "_greeted", "_left_work", "_receive_pd", "_receive_sink",
-        "_regions", "_requester", "_responder", "_send_sink", "_signal_all", "_window", "_work", "attention", "attr",
-        "broken_by", "congestion", "events", "number", "overrun", "pd", "route",
+        "_can_receive", "_can_send", "_completer", "_fence_epoch", "_fence_limit", "_fence_slot", "_former", "_greeted",
+        "_left_work", "_receive_pd", "_receive_sink", "_regions", "_requester", "_responder", "_send_sink",
+        "_signal_all", "_window", "_work", "active", "attention", "attr", "broken_by", "congestion", "events", "flow",
+        "number", "overrun", "pd", "route", "state", "timer_at",
     )  # fmt: skip
 
     def __init__(
@@ -148,12 +131,19 @@ class QueuePair:
         self._receive_sink = receive_sink
         self._signal_all = signal_all
         self._fence_epoch = fence_epoch
-        self.attr = QPAttr(qp_state=QPState.RESET)
+        self.attr = QPAttr()
+        self._enter(QPState.RESET)
+        self._fence_slot = self._fence_limit = 0
         self.route: Route | None = None
         self.congestion = Congestion()
         self._former = dict.fromkeys(COUNTERS, 0)
         """What was counted before it was last reset."""
-        self._flow: Flow | None = None
+        self.flow: Flow | None = None
+        """Builds its frames; its adapter gives it one when the peer's MAC address is known."""
+        self.active = False
+        """It waits for its turn to send, as its adapter notes here."""
+        self.timer_at: Instant | None = None
+        """When its adapter will look at its deadline."""
         self._window = SendWindow(256, 0)
         self._requester: Requester | None = None
         self._completer: Completer | None = None
@@ -171,10 +161,15 @@ class QueuePair:
         self.overrun = False
         """A completion found no room: the completion queue is lost, and this queue pair with it."""
 
-    @property
-    def state(self) -> QPState:
-        """Its state."""
-        return self.attr.qp_state
+    def _enter(self, state: QPState) -> None:
+        # Kept twice: the attributes are a program's values, which are slow to look into for each packet.
+        self.state = self.attr.qp_state = state
+        self._can_send = state in _SENDING
+        self._can_receive = state in _RECEIVING
+
+    def _take_fence(self, attr: QPAttr) -> None:
+        self.attr.fence_slot = self._fence_slot = attr.fence_slot
+        self.attr.fence_epoch = self._fence_limit = attr.fence_epoch
 
     # -- verbs --------------------------------------------------------------------------------------------------------
 
@@ -190,9 +185,8 @@ class QueuePair:
         if target is QPState.RESET:
             self._reset()
         elif target is QPState.INIT:
-            own = self.attr
-            own.qp_access_flags = attr.qp_access_flags
-            own.fence_slot, own.fence_epoch = attr.fence_slot, attr.fence_epoch
+            self.attr.qp_access_flags = attr.qp_access_flags
+            self._take_fence(attr)
         elif target is QPState.RTR:
             # Without a mask none at all means "as in INIT".
             if attr.qp_access_flags or (given is not None and "qp_access_flags" in given):
@@ -203,15 +197,17 @@ class QueuePair:
             self._adjust(attr, (given or frozenset()) & _ADJUSTABLE[QPState.RTS])
         elif before in _ADJUSTABLE:
             self._adjust(attr, (given or frozenset()) & _ADJUSTABLE[before])
-        self.attr.qp_state = target
+        self._enter(target)
         if before in _SENDING and target in _SENDING:
             self._drain(attr, before, target)
 
     def _reset(self) -> None:
         self._discard_work()
         self._former = self._counted()
-        self.attr = QPAttr(qp_state=QPState.RESET)
-        self.route = self._flow = None
+        self.attr = QPAttr()
+        self._enter(QPState.RESET)
+        self._fence_slot = self._fence_limit = 0
+        self.route = self.flow = None
         self._window = SendWindow(256, 0)
         self._requester = self._completer = self._responder = None
         self.broken_by = None
@@ -226,7 +222,7 @@ class QueuePair:
                 break
             posted += 1
         self._work.retire_send(posted)
-        if not self._work.shares_receives:
+        if not self._work.shares_receives():
             for _ in range(QUEUE_DEPTH_MAX):
                 if self._work.take_receive() is None:
                     break
@@ -235,7 +231,8 @@ class QueuePair:
         own = self.attr
         own.path_mtu, own.dest_qp_num, own.rq_psn = attr.path_mtu, attr.dest_qp_num, attr.rq_psn
         own.ah_attr, own.max_dest_rd_atomic = attr.ah_attr, attr.max_dest_rd_atomic
-        own.min_rnr_timer, own.fence_slot, own.fence_epoch = attr.min_rnr_timer, attr.fence_slot, attr.fence_epoch
+        own.min_rnr_timer = attr.min_rnr_timer
+        self._take_fence(attr)
         self.route = route
         self._responder = Responder(
             regions=self._regions,
@@ -243,7 +240,6 @@ class QueuePair:
             receive_pd=self._receive_pd,
             access=own.qp_access_flags,
             mtu=own.path_mtu.size,
-            destination_qpn=own.dest_qp_num,
             expected_psn=own.rq_psn,
             min_rnr_timer=own.min_rnr_timer,
             max_dest_rd_atomic=own.max_dest_rd_atomic,
@@ -256,7 +252,7 @@ class QueuePair:
         own.sq_psn, own.timeout, own.retry_cnt = attr.sq_psn, attr.timeout, attr.retry_cnt
         own.rnr_retry, own.max_rd_atomic = attr.rnr_retry, attr.max_rd_atomic
         self._window = SendWindow(own.path_mtu.size, own.sq_psn)
-        self._requester = Requester(self._window, destination_qpn=own.dest_qp_num, max_rd_atomic=own.max_rd_atomic)
+        self._requester = Requester(self._window, max_rd_atomic=own.max_rd_atomic)
         self._completer = Completer(
             self._window, timeout=own.timeout, retry_count=own.retry_cnt, rnr_retry=own.rnr_retry
         )
@@ -295,101 +291,100 @@ class QueuePair:
         self.attention = True
 
     def _is_fenced(self) -> bool:
-        slot = self.attr.fence_slot
-        return slot != 0 and self._fence_epoch(slot) > self.attr.fence_epoch
+        return self._fence_slot != 0 and self._fence_epoch(self._fence_slot) > self._fence_limit
 
     # -- in -----------------------------------------------------------------------------------------------------------
 
     def on_packet(
-        self, opcode: int, psn: int, ack_requested: bool, body: memoryview, *, now: Instant, solicited: bool = False
-    ) -> bool:
-        """One packet for this queue pair, `body` without padding; False when its state has no use for it."""
-        state = self.attr.qp_state
-        if opcode in REQUEST_OPCODES:
+        self, opcode: int, psn: int, ack_requested: bool, data: bytes, start: int, end: int, *, now: Instant,
+        solicited: bool = False,
+    ) -> bool:  # fmt: skip
+        """One packet for this queue pair: what follows its BTH, without padding, lies in `data` from `start` to `end`.
+        False when its state has no use for it.
+        """
+        kind = _KINDS[opcode]
+        if kind == _REQUEST:
             responder = self._responder
-            if responder is None or state not in _RECEIVING:
+            if responder is None or not self._can_receive:
                 return False
-            responder.on_request(opcode, psn, ack_requested, body, solicited)
+            responder.on_request(opcode, psn, ack_requested, data, start, end, solicited)
             if responder.delivered:
                 self._deliver(responder)
             if responder.refusal is not None:
                 self.fail(None, _REFUSAL_EVENTS[responder.refusal])
-            elif state is QPState.RTR and not self._greeted:
+            elif not self._greeted and self.state is QPState.RTR:
                 self._greeted = True
                 self._tell(EventType.COMM_EST)
             return True
         completer = self._completer
-        if completer is None or state not in _SENDING:
+        if completer is None or not self._can_send or kind == _NO_USE:
             return False
-        if opcode == _ACKNOWLEDGE and len(body) >= AETH_BYTES:
-            self._apply(completer.on_acknowledge(psn, AETH.unpack_from(body)[0] >> 24, now))
-            return True
-        if opcode in _READ_RESPONSES:
-            payload = body if opcode == _READ_RESPONSE_MIDDLE else body[AETH_BYTES:]
-            self._apply(completer.on_read_response(opcode, psn, payload, now))
-            return True
-        if opcode == _ATOMIC_ACKNOWLEDGE and len(body) >= AETH_BYTES + ATOMIC_ACK_ETH_BYTES:
-            (original,) = ATOMIC_ACK_ETH.unpack_from(body, AETH_BYTES)
-            self._apply(completer.on_atomic_acknowledge(psn, original, now))
-            return True
-        return False
+        if kind == _READ_RESPONSE_MIDDLE:
+            completer.on_read_response(opcode, psn, data[start:end], now)
+        elif kind == _READ_RESPONSE:
+            completer.on_read_response(opcode, psn, data[start + AETH_BYTES : end], now)
+        elif kind == _ACKNOWLEDGE and end - start >= AETH_BYTES:
+            completer.on_acknowledge(psn, data[start], now)
+        elif kind == _ATOMIC_ACKNOWLEDGE and end - start >= AETH_BYTES + ATOMIC_ACK_ETH_BYTES:
+            (original,) = ATOMIC_ACK_ETH.unpack_from(data, start + AETH_BYTES)
+            completer.on_atomic_acknowledge(psn, original, now)
+        else:
+            return False
+        self._apply(completer)
+        return True
 
     def take_work(self) -> None:
         """Takes what the host has posted, as far as there is room (a broken queue pair flushes it)."""
-        if self.attr.qp_state is QPState.ERR:
+        if self.state is QPState.ERR:
             self.flush()
-        elif self.attr.qp_state is QPState.RTS:
-            wqes = self._window.wqes
+        elif self.state is QPState.RTS:
+            window, work, regions, pd = self._window, self._work, self._regions, self.pd
+            wqes = window.wqes
+            assert self._requester is not None
+            slots = self._requester.slots
             self._left_work = True
             while len(wqes) < WINDOW_REQUESTS_MAX:
-                entry = self._work.take_send()
-                if entry is None:
+                wqe = work.take_send()
+                if wqe is None:
                     self._left_work = False
                     break
-                self._window.add(resolve(entry, self._regions, self.pd, self.attr.max_rd_atomic))
+                window.add(resolve(wqe, regions, pd, slots))
             self._break_on_bad_request()
 
     def _break_on_bad_request(self) -> None:
         wqes = self._window.wqes
-        if not wqes or wqes[0].status is WCStatus.SUCCESS:
+        if not wqes or wqes[0].status is None:
             return
-        if self.attr.qp_state is not QPState.SQD or self._window.has_begun(wqes[0]):  # else its turn comes after SQD
+        if self.state is not QPState.SQD or self._window.has_begun(wqes[0]):  # else its turn comes after SQD
             self.fail(wqes[0].status)
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
-    def next_frame(self, flow: Callable[[QueuePair], Flow], *, now: Instant) -> bytes | None:
+    def next_frame(self, *, now: Instant) -> bytes | None:
         """The next frame, answers before requests; None while there is nothing to send or no way to send it."""
-        responder = self._responder
-        if responder is None:
+        responder, flow = self._responder, self.flow
+        if responder is None or flow is None:
             return None
-        if self._flow is None:
-            if self.route is None or self.route.mac is None:
-                return None
-            self._flow = flow(self)
-        packet = responder.answers.next_packet()
-        if packet is None:
-            completer = self._completer
-            if completer is None or completer.resume_at is not None or self.attr.qp_state not in _SENDING:
-                return None
-            assert self._requester is not None
-            packet = self._requester.next_packet()
-            if packet is None:
-                self._break_on_bad_request()
-                return None
+        answers = responder.answers
+        if answers.waiting:
+            frame = answers.next_frame(flow)
+            if answers.dead_region:
+                self.fail(None, EventType.QP_ACCESS_ERR)
+            return frame
+        completer, requester = self._completer, self._requester
+        if completer is None or requester is None or completer.resume_at is not None or not self._can_send:
+            return None
+        frame = requester.next_frame(flow)
+        if frame is None:
+            self._break_on_bad_request()
+        else:
             completer.on_sent(now)
-        elif responder.answers.dead_region:
-            self.fail(None, EventType.QP_ACCESS_ERR)
-        return self._flow.frame(*packet)
+        return frame
 
     def may_have_more(self) -> bool:
         """Whether asking for another frame is worth its while: a False is certain."""
         responder, window = self._responder, self._window
         return window.index < len(window.wqes) or (responder is not None and bool(responder.answers.waiting))
-
-    def forget_flow(self) -> None:
-        """The peer's MAC address changed: envelopes are built anew."""
-        self._flow = None
 
     def take_written(self) -> list[int]:
         """Watchers of regions into which whole messages were written since the last call."""
@@ -405,36 +400,41 @@ class QueuePair:
     def deadline(self) -> Instant | None:
         """When `on_time` has something to do."""
         completer = self._completer
-        if completer is None or self.attr.qp_state not in _SENDING:
+        if completer is None or not self._can_send:
             return None
         return completer.deadline if completer.resume_at is None else completer.resume_at
 
     def on_time(self, *, now: Instant) -> None:
         """Retransmits, or gives up, where the answer is overdue."""
-        if self._completer is not None and self.attr.qp_state in _SENDING:
-            self._apply(self._completer.on_time(now))
+        if self._completer is not None and self._can_send:
+            self._completer.on_time(now)
+            self._apply(self._completer)
 
     # -- completions --------------------------------------------------------------------------------------------------
 
-    def _apply(self, verdict: Verdict) -> None:
-        for wqe in verdict.completed:
-            self._work.retire_send(1)
-            if self._signal_all or wqe.flags & _SIGNALED:
-                self._push_send(wqe, WCStatus.SUCCESS)
-        if verdict.broken is not None:
-            self.fail(verdict.broken)
-        elif verdict.completed:
+    def _apply(self, completer: Completer) -> None:
+        completed, broken = completer.completed, completer.broken
+        if completed:
+            completer.completed = []
+            for wqe in completed:
+                self._work.retire_send(1)
+                if self._signal_all or wqe.flags & _SIGNALED:
+                    self._push_send(wqe, 0)
+        if broken is not None:
+            completer.broken = None
+            self.fail(broken)
+        elif completed:
             if self._left_work:
                 self.take_work()
             else:
                 self._break_on_bad_request()
-            if self.attr.en_sqd_async_notify and self.attr.qp_state is QPState.SQD:
+            if self.state is QPState.SQD and self.attr.en_sqd_async_notify:
                 self._tell_drained()
 
-    def _push_send(self, wqe: SendWqe, status: WCStatus) -> None:
+    def _push_send(self, wqe: SendWqe, status: int) -> None:
+        # An unsuccessful completion counts as solicited (vol. 1, 11.4.2.2).
         opcode = _COMPLETED_AS[wqe.opcode]
-        failed = status is not WCStatus.SUCCESS  # an unsuccessful completion counts as solicited (vol. 1, 11.4.2.2)
-        if not self._send_sink.push(wqe.wr_id, wqe.length, self.number, 0, status, opcode, 0, failed):
+        if not self._send_sink.push(wqe.wr_id, wqe.length, self.number, 0, status, opcode, 0, status != 0):
             self.overrun = self.attention = True
 
     def _deliver(self, responder: Responder) -> None:
@@ -450,15 +450,15 @@ class QueuePair:
         """To ERR: the oldest request ends with `status` (where its own fault or its peer's answer is the reason), all
         others are flushed, and the host is told by `event`. A NAK that is still to be sent is sent.
         """
-        if self.attr.qp_state is QPState.ERR:
+        if self.state is QPState.ERR:
             return
         self.broken_by = status
         self.attention = True
         if event is not None:
             self._tell(event)
-        if self._work.shares_receives:
+        if self._work.shares_receives():
             self._tell(EventType.QP_LAST_WQE_REACHED)
-        self.attr.qp_state = QPState.ERR
+        self._enter(QPState.ERR)
         if status is not None and self._window.wqes:
             wqe = self._window.pop_oldest()
             self._work.retire_send(1)
@@ -474,12 +474,12 @@ class QueuePair:
             self._work.retire_send(1)
             self._push_send(self._window.pop_oldest(), WCStatus.WR_FLUSH_ERR)
         for _ in range(FLUSHED_PER_TURN_MAX):
-            entry = self._work.take_send()
-            if entry is None:
+            wqe = self._work.take_send()
+            if wqe is None:
                 break
             self._work.retire_send(1)
-            self._push_send(bad_request(entry, WCStatus.WR_FLUSH_ERR), WCStatus.WR_FLUSH_ERR)
-        if self._work.shares_receives:
+            self._push_send(refuse(wqe, WCStatus.WR_FLUSH_ERR), WCStatus.WR_FLUSH_ERR)
+        if self._work.shares_receives():
             return
         for _ in range(FLUSHED_PER_TURN_MAX):
             receive = self._work.take_receive()

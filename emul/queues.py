@@ -22,37 +22,45 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from emul.vocabulary import SGE, SendFlags, WROpcode
+from emul.wqe import SendWqe
 
-HEADER_BYTES = 64
-SEND_STRIDE = 128
-RECEIVE_STRIDE = 128
-COMPLETION_STRIDE = 32
-DOORBELL_STRIDE = 8
-DOORBELLS = 1024
+HEADER_BYTES: Final = 64
+SEND_STRIDE: Final = 128
+RECEIVE_STRIDE: Final = 128
+COMPLETION_STRIDE: Final = 32
+DOORBELL_STRIDE: Final = 8
+DOORBELLS: Final = 1024
 """Doorbells that may wait; a host that rings more often makes the adapter look at all its queues."""
-SEND_SGES_MAX = 6
-RECEIVE_SGES_MAX = 7
-INLINE_BYTES_MAX = 80
+SEND_SGES_MAX: Final = 6
+RECEIVE_SGES_MAX: Final = 7
+INLINE_BYTES_MAX: Final = 80
 """Data that a send request may carry in its own entry."""
-QUEUE_DEPTH_MAX = 16_384
-_MASK = 0xFFFF_FFFF
+QUEUE_DEPTH_MAX: Final = 16_384
+_MASK: Final = 0xFFFF_FFFF
 
-_SEND = struct.Struct("<BBBxIQQIIQII")
-_SGE = struct.Struct("<IIQ")
-_OPERANDS = struct.Struct("<QQ")
-_RECEIVE = struct.Struct("<QIIQII")
-_COMPLETION = struct.Struct("<QIIIBBBxxxxxI")
-_DOORBELL = struct.Struct("<II")
-_SEND_STAMP, _RECEIVE_STAMP, _COMPLETION_STAMP = _SEND.size - 4, _RECEIVE.size - 4, _COMPLETION.size - 4
-_MORE_SENT, _MORE_RECEIVED = _SEND.size, _RECEIVE.size
-_INLINE = int(SendFlags.INLINE)
-_PLAIN_OPCODES = int(WROpcode.RDMA_READ)
-_ATOMICS = (int(WROpcode.ATOMIC_CMP_AND_SWP), int(WROpcode.ATOMIC_FETCH_AND_ADD))
-_ARMED_ANY, _ARMED_SOLICITED = 1, 2
-assert _SEND.size == 48
+_SEND: Final = struct.Struct("<BBBxIQQIIQII")
+_SGE: Final = struct.Struct("<IIQ")
+_OPERANDS: Final = struct.Struct("<QQ")
+_RECEIVE: Final = struct.Struct("<QIIQII")
+_COMPLETION: Final = struct.Struct("<QIIIBBBxxxxxI")
+_DOORBELL: Final = struct.Struct("<II")
+# Where in an entry its stamp stands, and what comes after the fixed fields.
+_SEND_STAMP: Final = 44
+_RECEIVE_STAMP: Final = 28
+_COMPLETION_STAMP: Final = 28
+_MORE_SENT: Final = 48
+_MORE_RECEIVED: Final = 32
+_INLINE: Final = int(SendFlags.INLINE)
+_PLAIN_OPCODES: Final = int(WROpcode.RDMA_READ)
+_ATOMICS: Final = (int(WROpcode.ATOMIC_CMP_AND_SWP), int(WROpcode.ATOMIC_FETCH_AND_ADD))
+_ARMED_ANY: Final = 1
+_ARMED_SOLICITED: Final = 2
+assert _SEND.size == _MORE_SENT == _SEND_STAMP + 4
+assert _RECEIVE.size == _MORE_RECEIVED == _RECEIVE_STAMP + 4
+assert _COMPLETION.size == _COMPLETION_STAMP + 4
 assert _MORE_SENT + INLINE_BYTES_MAX == SEND_STRIDE
 assert _MORE_SENT + (SEND_SGES_MAX - 1) * _SGE.size == SEND_STRIDE
 assert _MORE_RECEIVED + (RECEIVE_SGES_MAX - 1) * _SGE.size == RECEIVE_STRIDE
@@ -81,24 +89,7 @@ def index_span(depth: int) -> int:
     return (1 << 32) // depth * depth
 
 
-DOORBELL_RING_BYTES = HEADER_BYTES + DOORBELLS * DOORBELL_STRIDE
-
-
-class SendEntry(NamedTuple):
-    """A send work request as it stands in the ring; opcode and flags are the host's numbers, not yet checked."""
-
-    wr_id: int
-    opcode: int
-    flags: int
-    imm: int
-    remote_addr: int
-    rkey: int
-    sges: tuple[tuple[int, int, int], ...]
-    """(lkey, addr, length) each."""
-    inline: bytes | None = None
-    """The data itself, taken when the request was posted."""
-    compare_add: int = 0
-    swap: int = 0
+DOORBELL_RING_BYTES: Final = HEADER_BYTES + DOORBELLS * DOORBELL_STRIDE
 
 
 class SendRing:
@@ -169,28 +160,35 @@ class SendRing:
         )  # fmt: skip
         return True
 
-    def take(self) -> SendEntry | None:
-        """Adapter: the next request, None while there is none."""
-        offset = HEADER_BYTES + self._index % self._depth * SEND_STRIDE
-        following = (self._index + 1) % self._span
+    def take(self) -> SendWqe | None:
+        """Adapter: the next request as it stands in the ring, None while there is none."""
+        index = self._index
+        offset = HEADER_BYTES + index % self._depth * SEND_STRIDE
+        following = (index + 1) % self._span
         if self._words[(offset + _SEND_STAMP) >> 2] != following:
             return None
+        opcode: int
+        flags: int
+        count: int
         opcode, flags, count, imm, wr_id, remote_addr, rkey, lkey, addr, length, _ = _SEND.unpack_from(
             self._buffer, offset
         )
         self._index = following
-        if count == 1 and flags < _INLINE and opcode <= _PLAIN_OPCODES:
-            return SendEntry(wr_id, opcode, flags, imm, remote_addr, rkey, ((lkey, addr, length),))
-        more = offset + _MORE_SENT
-        first = ((lkey, addr, length),) if count else ()
-        if flags & _INLINE:
-            data = bytes(self._buffer[more : more + min(length, INLINE_BYTES_MAX)])
-            return SendEntry(wr_id, opcode, flags, imm, remote_addr, rkey, (), data)
-        if opcode in _ATOMICS:
-            compare_add, swap = _OPERANDS.unpack_from(self._buffer, more)
-            return SendEntry(wr_id, opcode, flags, imm, remote_addr, rkey, first, None, compare_add, swap)
-        further = _further_pieces(self._buffer, more, min(count, SEND_SGES_MAX) - 1)
-        return SendEntry(wr_id, opcode, flags, imm, remote_addr, rkey, (*first, *further))
+        if count == 0 and not flags & _INLINE:
+            lkey = addr = length = 0
+        wqe = SendWqe(wr_id, opcode, flags, imm, remote_addr, rkey, lkey, addr, length)
+        if count != 1 or flags >= _INLINE or opcode > _PLAIN_OPCODES:
+            self._take_more(wqe, offset + _MORE_SENT, count)
+        return wqe
+
+    def _take_more(self, wqe: SendWqe, more: int, count: int) -> None:
+        """What stands behind the first piece."""
+        if wqe.flags & _INLINE:
+            wqe.inline = bytes(self._buffer[more : more + min(wqe.size, INLINE_BYTES_MAX)])
+        elif wqe.opcode in _ATOMICS:
+            wqe.compare_add, wqe.swap = _OPERANDS.unpack_from(self._buffer, more)
+        elif count > 1:
+            wqe.further = _further_pieces(self._buffer, more, min(count, SEND_SGES_MAX) - 1)
 
     def retire(self, count: int) -> None:
         """Adapter: the oldest `count` requests are completed; their entries may be used again."""
@@ -247,6 +245,7 @@ class ReceiveRing:
         following = (self._index + 1) % self._span
         if self._words[(offset + _RECEIVE_STAMP) >> 2] != following:
             return None
+        count: int
         wr_id, lkey, length, addr, count, _ = _RECEIVE.unpack_from(self._buffer, offset)
         self._index = self._head[0] = following
         if count == 1:
@@ -265,16 +264,8 @@ class ReceiveRing:
         return stamp == (last + 1) % self._span
 
 
-class CompletionEntry(NamedTuple):
-    """A completion as it stands in the ring."""
-
-    wr_id: int
-    byte_len: int
-    qp_num: int
-    imm: int
-    status: int
-    opcode: int
-    flags: int
+CompletionEntry = tuple[int, ...]
+"""A completion as it stands in the ring: wr_id, byte_len, qp_num, imm, status, opcode, flags, stamp."""
 
 
 class CompletionRing:
@@ -321,13 +312,14 @@ class CompletionRing:
 
     def poll(self) -> CompletionEntry | None:
         """Host: the oldest completion, None while there is none."""
-        offset = HEADER_BYTES + self._index % self._depth * COMPLETION_STRIDE
-        following = (self._index + 1) % self._span
+        index = self._index
+        offset = HEADER_BYTES + index % self._depth * COMPLETION_STRIDE
+        following = (index + 1) % self._span
         if self._words[(offset + _COMPLETION_STAMP) >> 2] != following:
             return None
-        wr_id, byte_len, qp_num, imm, status, opcode, flags, _ = _COMPLETION.unpack_from(self._buffer, offset)
+        entry: CompletionEntry = _COMPLETION.unpack_from(self._buffer, offset)
         self._index = self._head[0] = following
-        return CompletionEntry(wr_id, byte_len, qp_num, imm, status, opcode, flags)
+        return entry
 
     def arm(self, solicited_only: bool = False) -> None:
         """Host: wake me with the next one. Poll once more afterwards: one may have come in between. Asking for all is

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from struct import Struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from emul.answers import Answers
 from emul.queues import ReceiveEntry
@@ -31,38 +31,44 @@ from emul.wire.headers import (
 )
 from emul.wire.psn import PSN_MASK, psn_distance
 
-MESSAGE_BYTES_MAX = 1 << 31
+MESSAGE_BYTES_MAX: Final = 1 << 31
 """Bytes of one message (vol. 1, 9.3.3)."""
-ATOMIC_BYTES = 8
+ATOMIC_BYTES: Final = 8
 
-_REMOTE_WRITE, _REMOTE_READ = int(AccessFlags.REMOTE_WRITE), int(AccessFlags.REMOTE_READ)
-_REMOTE_ATOMIC = int(AccessFlags.REMOTE_ATOMIC)
-_ACK = int(Syndrome.ACK)
-_SEND, _WRITE = 0, 1
-_NOTHING, _IMMEDIATE, _INVALIDATE = 0, 1, 2
-# opcode -> (operation, place, what stands before the payload of its last packet)
-_DATA: dict[int, tuple[int, Place, int]] = {
-    Opcode.SEND_FIRST: (_SEND, Place.FIRST, _NOTHING),
-    Opcode.SEND_MIDDLE: (_SEND, Place.MIDDLE, _NOTHING),
-    Opcode.SEND_LAST: (_SEND, Place.LAST, _NOTHING),
-    Opcode.SEND_LAST_WITH_IMMEDIATE: (_SEND, Place.LAST, _IMMEDIATE),
-    Opcode.SEND_LAST_WITH_INVALIDATE: (_SEND, Place.LAST, _INVALIDATE),
-    Opcode.SEND_ONLY: (_SEND, Place.ONLY, _NOTHING),
-    Opcode.SEND_ONLY_WITH_IMMEDIATE: (_SEND, Place.ONLY, _IMMEDIATE),
-    Opcode.SEND_ONLY_WITH_INVALIDATE: (_SEND, Place.ONLY, _INVALIDATE),
-    Opcode.RDMA_WRITE_FIRST: (_WRITE, Place.FIRST, _NOTHING),
-    Opcode.RDMA_WRITE_MIDDLE: (_WRITE, Place.MIDDLE, _NOTHING),
-    Opcode.RDMA_WRITE_LAST: (_WRITE, Place.LAST, _NOTHING),
-    Opcode.RDMA_WRITE_LAST_WITH_IMMEDIATE: (_WRITE, Place.LAST, _IMMEDIATE),
-    Opcode.RDMA_WRITE_ONLY: (_WRITE, Place.ONLY, _NOTHING),
-    Opcode.RDMA_WRITE_ONLY_WITH_IMMEDIATE: (_WRITE, Place.ONLY, _IMMEDIATE),
+_REMOTE_WRITE: Final = int(AccessFlags.REMOTE_WRITE)
+_REMOTE_READ: Final = int(AccessFlags.REMOTE_READ)
+_REMOTE_ATOMIC: Final = int(AccessFlags.REMOTE_ATOMIC)
+_ACK: Final = int(Syndrome.ACK)
+_SEND: Final = 0
+_WRITE: Final = 1
+_NO_MESSAGE: Final = -1
+_NOTHING: Final = 0
+_IMMEDIATE: Final = 1
+_INVALIDATE: Final = 2
+# opcode -> (operation, whether it begins a message, whether it ends one, what stands before the payload of the last)
+_DATA: Final[dict[int, tuple[int, bool, bool, int]]] = {
+    int(opcode): (operation, place in (Place.FIRST, Place.ONLY), place in (Place.LAST, Place.ONLY), extra)
+    for opcode, operation, place, extra in (
+        (Opcode.SEND_FIRST, _SEND, Place.FIRST, _NOTHING),
+        (Opcode.SEND_MIDDLE, _SEND, Place.MIDDLE, _NOTHING),
+        (Opcode.SEND_LAST, _SEND, Place.LAST, _NOTHING),
+        (Opcode.SEND_LAST_WITH_IMMEDIATE, _SEND, Place.LAST, _IMMEDIATE),
+        (Opcode.SEND_LAST_WITH_INVALIDATE, _SEND, Place.LAST, _INVALIDATE),
+        (Opcode.SEND_ONLY, _SEND, Place.ONLY, _NOTHING),
+        (Opcode.SEND_ONLY_WITH_IMMEDIATE, _SEND, Place.ONLY, _IMMEDIATE),
+        (Opcode.SEND_ONLY_WITH_INVALIDATE, _SEND, Place.ONLY, _INVALIDATE),
+        (Opcode.RDMA_WRITE_FIRST, _WRITE, Place.FIRST, _NOTHING),
+        (Opcode.RDMA_WRITE_MIDDLE, _WRITE, Place.MIDDLE, _NOTHING),
+        (Opcode.RDMA_WRITE_LAST, _WRITE, Place.LAST, _NOTHING),
+        (Opcode.RDMA_WRITE_LAST_WITH_IMMEDIATE, _WRITE, Place.LAST, _IMMEDIATE),
+        (Opcode.RDMA_WRITE_ONLY, _WRITE, Place.ONLY, _NOTHING),
+        (Opcode.RDMA_WRITE_ONLY_WITH_IMMEDIATE, _WRITE, Place.ONLY, _IMMEDIATE),
+    )
 }
-_BEGINS = frozenset({Place.FIRST, Place.ONLY})
-_ENDS = frozenset({Place.LAST, Place.ONLY})
-_NATIVE = Struct("=Q")
+_NATIVE: Final = Struct("=Q")
 """An atomic works on eight bytes as the host's processor reads them."""
-_U64 = (1 << 64) - 1
-_FLUSH_ACCESS = {
+_U64: Final = (1 << 64) - 1
+_FLUSH_ACCESS: Final[dict[int, int]] = {
     PlacementType.GLOBAL: int(AccessFlags.FLUSH_GLOBAL),
     PlacementType.PERSISTENT: int(AccessFlags.FLUSH_PERSISTENT),
     PlacementType.GLOBAL | PlacementType.PERSISTENT: int(AccessFlags.FLUSH_GLOBAL | AccessFlags.FLUSH_PERSISTENT),
@@ -93,8 +99,8 @@ class Responder:
     __slots__ = (
         "_access", "_atomics", "_cursor", "_fenced", "_message", "_more", "_mtu", "_nak_sent", "_pd", "_receive",
         "_receive_pd", "_receive_regions", "_receive_room", "_region", "_regions", "_remaining", "_rnr_timer", "_slots",
-        "_take_receive", "_written_bytes", "answers", "counts", "delivered", "epsn", "msn", "refusal", "twice",
-        "written",
+        "_take_receive", "_target", "_written_bytes", "answers", "counts", "delivered", "epsn", "msn", "refusal",
+        "twice", "written",
     )  # fmt: skip
 
     def __init__(
@@ -105,7 +111,6 @@ class Responder:
         receive_pd: int,
         access: AccessFlags,
         mtu: int,
-        destination_qpn: int,
         expected_psn: int,
         min_rnr_timer: int,
         max_dest_rd_atomic: int,
@@ -123,14 +128,16 @@ class Responder:
         self._fenced = fenced
         self.epsn = expected_psn
         self.msn = 0
-        self._message: int | None = None
+        self._message = _NO_MESSAGE
         """Operation of the message that has begun and not ended."""
         self._receive: ReceiveEntry | None = None
         self._receive_regions: list[MemoryRegion] = []
         self._receive_room = 0
         self._region: MemoryRegion | None = None
+        self._target = 0
+        """Of a WRITE: where the next byte goes, counted from the beginning of its region."""
         self._cursor = memoryview(b"")
-        """Where the next byte of the message goes ..."""
+        """Of a SEND: where the next byte goes ..."""
         self._more: list[memoryview] = []
         """... and, for a receive of several pieces, the pieces after that."""
         self._remaining = 0
@@ -138,7 +145,7 @@ class Responder:
         self._nak_sent = False
         self._atomics: dict[int, int] = {}
         """PSN -> value found, of the last atomics: what their repetitions are answered with."""
-        self.answers = Answers(destination_qpn=destination_qpn, mtu=mtu)
+        self.answers = Answers(mtu=mtu)
         self.delivered: list[Delivery] = []
         self.written: list[MemoryRegion] = []
         self.refusal: Syndrome | None = None
@@ -158,83 +165,141 @@ class Responder:
         if self.refusal is None:
             self.answers.forget_data()
 
-    def on_request(self, opcode: int, psn: int, ack_requested: bool, body: memoryview, solicited: bool = False) -> None:
-        """One request packet; `body` is what follows the BTH without padding and ICRC."""
+    def on_request(
+        self, opcode: int, psn: int, ack_requested: bool, data: bytes, start: int, end: int, solicited: bool = False
+    ) -> None:
+        """One request packet; what follows its BTH, without padding and ICRC, lies in `data` from `start` to `end`."""
         if psn != self.epsn:
             if psn_distance(psn, self.epsn) > 0:
                 self.counts.out_of_sequence += 1
-                self._tell_once(Syndrome.NAK_SEQUENCE)
+                self._tell_once(_SEQUENCE_NAK)
             else:
-                self._on_duplicate(opcode, psn, body)
+                self._on_duplicate(opcode, psn, data, start, end)
             return
-        data = _DATA.get(opcode)
-        if data is not None:
-            self._on_data(data, psn, ack_requested, body, solicited)
-        elif self._message is not None:
+        kind = _DATA.get(opcode)
+        if kind is not None:
+            operation, begins, ends, extra = kind
+            if self._message != (_NO_MESSAGE if begins else operation):
+                self._fail(Syndrome.NAK_INVALID_REQUEST)
+                return
+            if operation == _WRITE:
+                refusal = self._write(begins, ends, extra, data, start, end, solicited)
+            else:
+                refusal = self._receive_send(begins, ends, extra, data, start, end, solicited)
+            if refusal is not None:
+                self._refuse(refusal)
+                return
+            self._message = _NO_MESSAGE if ends else operation
+            self._accept(psn, 1, ends)
+            if ack_requested:
+                self.answers.acknowledge(psn, _ACK, self.msn)
+        elif self._message != _NO_MESSAGE:
             self._fail(Syndrome.NAK_INVALID_REQUEST)
         elif self.answers.slots >= self._slots:
             self._fail(Syndrome.NAK_INVALID_REQUEST)  # more at once than max_dest_rd_atomic
         elif self.answers.has_room():  # else as if lost: the requester asks again
-            _RESPONDED[opcode](self, opcode, psn, body)
+            _RESPONDED[opcode](self, opcode, psn, data, start, end)
 
     # -- SEND and RDMA WRITE ------------------------------------------------------------------------------------------
 
-    def _on_data(
-        self, data: tuple[int, Place, int], psn: int, ack_requested: bool, body: memoryview, solicited: bool
-    ) -> None:
-        operation, place, extra = data
-        begins = place in _BEGINS
-        if begins is (self._message is not None) or (not begins and self._message != operation):
-            self._fail(Syndrome.NAK_INVALID_REQUEST)
-            return
-        refusal = None
-        word = 0
+    def _write(
+        self, begins: bool, ends: bool, extra: int, data: bytes, start: int, end: int, solicited: bool
+    ) -> Syndrome | None:
         if begins:
-            if operation == _WRITE:
-                refusal, body = self._open_write(body)
-            else:
-                refusal = self._open_send()
-        if refusal is None and extra:
-            if len(body) < IMM_BYTES:
-                refusal = Syndrome.NAK_INVALID_REQUEST
-            else:
-                word, body = IMM.unpack_from(body)[0], body[IMM_BYTES:]
-        if refusal is None:
-            refusal = self._check_length(operation, place, len(body))
-        if refusal is None and extra == _INVALIDATE and not self._regions.can_invalidate(word, self._pd):
-            refusal = Syndrome.NAK_REMOTE_ACCESS
-        if refusal is None and operation == _WRITE and extra:
+            refusal = self._open_write(data, start, end)
+            if refusal is not None:
+                return refusal
+            start += RETH_BYTES
+        word = 0
+        if extra:
+            if end - start < IMM_BYTES:
+                return Syndrome.NAK_INVALID_REQUEST
+            (word,) = IMM.unpack_from(data, start)
+            start += IMM_BYTES
+        size = end - start
+        if not self._fits_packet(begins, ends, size):
+            return Syndrome.NAK_INVALID_REQUEST
+        if (size != self._remaining) if ends else (size >= self._remaining):
+            return Syndrome.NAK_INVALID_REQUEST
+        region = self._region
+        # Not valid: deregistered between two packets of the message.
+        if self._fenced() or (region is not None and not region.valid):
+            return Syndrome.NAK_REMOTE_ACCESS
+        if extra:
             self._receive = self._take_receive()
-            refusal = Syndrome.RNR_NAK if self._receive is None else None
-        if refusal is not None:
-            self._refuse(refusal)
-            return
-        self._store(operation, place, extra, word, body, solicited)
-        self._nak_sent = False
-        self.epsn = (psn + 1) & PSN_MASK
-        if place in _ENDS:
-            self.msn = (self.msn + 1) & PSN_MASK
-        if ack_requested:
-            self.answers.acknowledge(psn, _ACK, self.msn)
+            if self._receive is None:
+                return Syndrome.RNR_NAK
+        if size:
+            assert region is not None
+            self._store(region, data[start:end])
+        if extra:
+            self._finish_receive(
+                WCStatus.SUCCESS, WCOpcode.RECV_RDMA_WITH_IMM, self._written_bytes, word, WCFlags.WITH_IMM,
+                solicited=solicited,
+            )  # fmt: skip
+        if ends and region is not None and region.watcher:
+            self.written.append(region)
+        return None
 
-    def _open_write(self, body: memoryview) -> tuple[Syndrome | None, memoryview]:
-        if len(body) < RETH_BYTES:
-            return Syndrome.NAK_INVALID_REQUEST, body
-        addr, rkey, length = RETH.unpack_from(body)
-        body = body[RETH_BYTES:]
+    def _store(self, region: MemoryRegion, payload: bytes) -> None:
+        target = self._target
+        self._target = target + len(payload)
+        self._remaining -= len(payload)
+        region.buffer[target : self._target] = payload
+
+    def _fits_packet(self, begins: bool, ends: bool, size: int) -> bool:
+        if not ends:
+            return size == self._mtu
+        return size <= self._mtu and (begins or size > 0)
+
+    def _open_write(self, data: bytes, start: int, end: int) -> Syndrome | None:
+        if end - start < RETH_BYTES:
+            return Syndrome.NAK_INVALID_REQUEST
+        addr: int
+        rkey: int
+        length: int
+        addr, rkey, length = RETH.unpack_from(data, start)
         if not self._access & _REMOTE_WRITE or length > MESSAGE_BYTES_MAX:
-            return Syndrome.NAK_INVALID_REQUEST, body
+            return Syndrome.NAK_INVALID_REQUEST
         self.counts.writes += 1
         self._region = None
-        self._cursor = memoryview(b"")
         if length:
             region = self._regions.remote(rkey, addr, length, self._pd, _REMOTE_WRITE)
             if region is None:
-                return Syndrome.NAK_REMOTE_ACCESS, body
+                return Syndrome.NAK_REMOTE_ACCESS
             self._region = region
-            self._cursor = region.slice(addr, length)
+            self._target = addr - region.addr
         self._remaining = self._written_bytes = length
-        return None, body
+        return None
+
+    def _receive_send(
+        self, begins: bool, ends: bool, extra: int, data: bytes, start: int, end: int, solicited: bool
+    ) -> Syndrome | None:
+        if begins:
+            refusal = self._open_send()
+            if refusal is not None:
+                return refusal
+        word = 0
+        if extra:
+            if end - start < IMM_BYTES:
+                return Syndrome.NAK_INVALID_REQUEST
+            (word,) = IMM.unpack_from(data, start)
+            start += IMM_BYTES
+        size = end - start
+        if not self._fits_packet(begins, ends, size):
+            return Syndrome.NAK_INVALID_REQUEST
+        refusal = self._check_send(size)
+        if refusal is not None:
+            return refusal
+        if extra == _INVALIDATE and not self._regions.can_invalidate(word, self._pd):
+            return Syndrome.NAK_REMOTE_ACCESS
+        if size:
+            self._scatter(memoryview(data)[start:end])
+        self._receive_room -= size
+        self._remaining += size  # counts up here: bytes received so far
+        if ends:
+            self._end_send(extra, word, solicited)
+        return None
 
     def _open_send(self) -> Syndrome | None:
         if self._fenced():
@@ -259,23 +324,6 @@ class Responder:
         self._cursor = self._more.pop(0) if self._more else memoryview(b"")
         return None
 
-    def _check_length(self, operation: int, place: Place, size: int) -> Syndrome | None:
-        if place in (Place.FIRST, Place.MIDDLE):
-            if size != self._mtu:
-                return Syndrome.NAK_INVALID_REQUEST
-        elif size > self._mtu or (place is Place.LAST and size == 0):
-            return Syndrome.NAK_INVALID_REQUEST
-        if operation == _SEND:
-            return self._check_send(size)
-        if (size != self._remaining) if place in _ENDS else (size >= self._remaining):
-            return Syndrome.NAK_INVALID_REQUEST
-        if self._fenced():
-            return Syndrome.NAK_REMOTE_ACCESS
-        region = self._region
-        if region is not None and not region.valid:
-            return Syndrome.NAK_REMOTE_ACCESS  # deregistered between two packets of the message
-        return None
-
     def _check_send(self, size: int) -> Syndrome | None:
         if size > self._receive_room:
             self._finish_receive(WCStatus.LOC_LEN_ERR, WCOpcode.RECV, 0)
@@ -285,37 +333,6 @@ class Responder:
                 self._finish_receive(WCStatus.LOC_PROT_ERR, WCOpcode.RECV, 0)
                 return Syndrome.NAK_REMOTE_OPERATION
         return Syndrome.NAK_REMOTE_ACCESS if self._fenced() else None
-
-    def _store(self, operation: int, place: Place, extra: int, word: int, body: memoryview, solicited: bool) -> None:
-        size = len(body)
-        if size > len(self._cursor):
-            self._scatter(body)
-        elif size:
-            self._cursor[:size] = body
-            self._cursor = self._cursor[size:]
-        if operation == _SEND:
-            self._receive_room -= size
-            self._remaining += size  # counts up here: bytes received so far
-        else:
-            self._remaining -= size
-        if place not in _ENDS:
-            self._message = operation
-            return
-        self._message = None
-        if operation == _SEND:
-            self._end_send(extra, word, solicited)
-            return
-        if extra:
-            self._finish_receive(
-                WCStatus.SUCCESS,
-                WCOpcode.RECV_RDMA_WITH_IMM,
-                self._written_bytes,
-                word,
-                WCFlags.WITH_IMM,
-                solicited=solicited,
-            )
-        if self._region is not None and self._region.watcher:
-            self.written.append(self._region)
 
     def _scatter(self, body: memoryview) -> None:
         while True:
@@ -352,11 +369,11 @@ class Responder:
 
     # -- RDMA READ, FLUSH, atomics, ATOMIC WRITE ----------------------------------------------------------------------
 
-    def _on_read(self, opcode: int, psn: int, body: memoryview) -> None:
-        if len(body) != RETH_BYTES or not self._access & _REMOTE_READ:
+    def _on_read(self, opcode: int, psn: int, data: bytes, start: int, end: int) -> None:
+        if end - start != RETH_BYTES or not self._access & _REMOTE_READ:
             self._fail(Syndrome.NAK_INVALID_REQUEST)
             return
-        found = self._read_source(body)
+        found = self._read_source(data, start)
         if found is None:
             self._fail(Syndrome.NAK_REMOTE_ACCESS)
             return
@@ -365,8 +382,11 @@ class Responder:
         self._accept(psn, max(1, -(-len(source) // self._mtu)))
         self.answers.respond(region, source, psn, self.msn)
 
-    def _read_source(self, body: memoryview) -> tuple[MemoryRegion | None, memoryview] | None:
-        addr, rkey, length = RETH.unpack_from(body)
+    def _read_source(self, data: bytes, start: int) -> tuple[MemoryRegion | None, memoryview] | None:
+        addr: int
+        rkey: int
+        length: int
+        addr, rkey, length = RETH.unpack_from(data, start)
         if length == 0:
             return None, memoryview(b"")
         if length > MESSAGE_BYTES_MAX:
@@ -374,11 +394,11 @@ class Responder:
         region = self._regions.remote(rkey, addr, length, self._pd, _REMOTE_READ)
         return None if region is None else (region, region.slice(addr, length))
 
-    def _on_atomic(self, opcode: int, psn: int, body: memoryview) -> None:
-        if len(body) != ATOMIC_ETH_BYTES or not self._access & _REMOTE_ATOMIC:
+    def _on_atomic(self, opcode: int, psn: int, data: bytes, start: int, end: int) -> None:
+        if end - start != ATOMIC_ETH_BYTES or not self._access & _REMOTE_ATOMIC:
             self._fail(Syndrome.NAK_INVALID_REQUEST)
             return
-        addr, rkey, swap_or_add, compare = ATOMIC_ETH.unpack_from(body)
+        addr, rkey, swap_or_add, compare = ATOMIC_ETH.unpack_from(data, start)
         target = self._atomic_target(rkey, addr, _REMOTE_ATOMIC)
         if isinstance(target, Syndrome):
             self._fail(target)
@@ -394,17 +414,17 @@ class Responder:
         self._atomics[psn] = original
         self.answers.answer_atomic(psn, self.msn, original)
 
-    def _on_atomic_write(self, opcode: int, psn: int, body: memoryview) -> None:
-        if len(body) != RETH_BYTES + ATOMIC_BYTES or not self._access & _REMOTE_WRITE:
+    def _on_atomic_write(self, opcode: int, psn: int, data: bytes, start: int, end: int) -> None:
+        if end - start != RETH_BYTES + ATOMIC_BYTES or not self._access & _REMOTE_WRITE:
             self._fail(Syndrome.NAK_INVALID_REQUEST)
             return
-        addr, rkey, length = RETH.unpack_from(body)
+        addr, rkey, length = RETH.unpack_from(data, start)
         target = self._atomic_target(rkey, addr, _REMOTE_WRITE) if length == ATOMIC_BYTES else None
         if target is None or isinstance(target, Syndrome):
             self._fail(Syndrome.NAK_INVALID_REQUEST if target is None else target)
             return
         self.counts.writes += 1
-        target[:] = body[RETH_BYTES:]
+        target[:] = data[start + RETH_BYTES : end]
         region = self._regions.get(rkey)
         if region is not None and region.watcher:
             self.written.append(region)
@@ -419,19 +439,20 @@ class Responder:
             return Syndrome.NAK_REMOTE_ACCESS
         return region.slice(addr, ATOMIC_BYTES)
 
-    def _on_flush(self, opcode: int, psn: int, body: memoryview) -> None:
-        refusal = self._flush(body)
+    def _on_flush(self, opcode: int, psn: int, data: bytes, start: int, end: int) -> None:
+        refusal = self._flush(data, start, end)
         if refusal is not None:
             self._fail(refusal)
             return
         self._accept(psn, 1)
         self.answers.respond(None, memoryview(b""), psn, self.msn)
 
-    def _flush(self, body: memoryview) -> Syndrome | None:
-        if len(body) != IMM_BYTES + RETH_BYTES:
+    def _flush(self, data: bytes, start: int, end: int) -> Syndrome | None:
+        if end - start != IMM_BYTES + RETH_BYTES:
             return Syndrome.NAK_INVALID_REQUEST
-        (feth,) = IMM.unpack_from(body)
-        addr, rkey, length = RETH.unpack_from(body, IMM_BYTES)
+        feth: int
+        (feth,) = IMM.unpack_from(data, start)
+        addr, rkey, length = RETH.unpack_from(data, start + IMM_BYTES)
         access, selectivity = _FLUSH_ACCESS.get(feth & 0xF, 0), feth >> 4 & 3
         if not access or self._access & access != access or selectivity > Selectivity.MR:
             return Syndrome.NAK_INVALID_REQUEST
@@ -445,14 +466,15 @@ class Responder:
         region.flush(addr, length, persistent=bool(feth & PlacementType.PERSISTENT))
         return None
 
-    def _accept(self, psn: int, packets: int) -> None:
-        self.msn = (self.msn + 1) & PSN_MASK
+    def _accept(self, psn: int, packets: int, ends: bool = True) -> None:
+        if ends:
+            self.msn = (self.msn + 1) & PSN_MASK
         self._nak_sent = False
         self.epsn = (psn + packets) & PSN_MASK
 
     # -- duplicates and errors ----------------------------------------------------------------------------------------
 
-    def _on_duplicate(self, opcode: int, psn: int, body: memoryview) -> None:
+    def _on_duplicate(self, opcode: int, psn: int, data: bytes, start: int, end: int) -> None:
         self.counts.duplicates += 1
         answers = self.answers
         if not answers.has_room():
@@ -460,16 +482,16 @@ class Responder:
         if opcode in _DATA:
             answers.acknowledge((self.epsn - 1) & PSN_MASK, _ACK, self.msn)
         elif opcode == Opcode.RDMA_READ_REQUEST:
-            self._read_again(psn, body)
-        elif opcode == Opcode.ATOMIC_WRITE or (opcode == Opcode.FLUSH and self._flush(body) is None):
+            self._read_again(psn, data, start, end)
+        elif opcode == Opcode.ATOMIC_WRITE or (opcode == Opcode.FLUSH and self._flush(data, start, end) is None):
             answers.respond(None, memoryview(b""), psn, self.msn, repeated=True)
         elif opcode in _ATOMIC_OPCODES and psn in self._atomics:
             answers.answer_atomic(psn, self.msn, self._atomics[psn], repeated=True)
 
-    def _read_again(self, psn: int, body: memoryview) -> None:
-        if len(body) != RETH_BYTES or not self._access & _REMOTE_READ:
+    def _read_again(self, psn: int, data: bytes, start: int, end: int) -> None:
+        if end - start != RETH_BYTES or not self._access & _REMOTE_READ:
             return
-        found = self._read_source(body)
+        found = self._read_source(data, start)
         if found is None:
             return
         region, source = found
@@ -520,8 +542,9 @@ class ResponderCounts:
         self.out_of_sequence = self.reads = self.rnr_naks_sent = self.writes = 0
 
 
-_ATOMIC_OPCODES = frozenset({int(Opcode.COMPARE_SWAP), int(Opcode.FETCH_ADD)})
-_RESPONDED: dict[int, Callable[[Responder, int, int, memoryview], None]] = {
+_SEQUENCE_NAK: Final = int(Syndrome.NAK_SEQUENCE)
+_ATOMIC_OPCODES: Final = frozenset({int(Opcode.COMPARE_SWAP), int(Opcode.FETCH_ADD)})
+_RESPONDED: Final[dict[int, Callable[[Responder, int, int, bytes, int, int], None]]] = {
     Opcode.RDMA_READ_REQUEST: Responder._on_read,
     Opcode.COMPARE_SWAP: Responder._on_atomic,
     Opcode.FETCH_ADD: Responder._on_atomic,

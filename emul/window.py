@@ -9,115 +9,14 @@ from __future__ import annotations
 from collections import deque
 from itertools import islice
 
-from emul.regions import MemoryRegion
-from emul.vocabulary import WCStatus, WROpcode
 from emul.wire.psn import PSN_MASK, psn_add, psn_distance
-
-RESPONDED = frozenset(
-    {
-        WROpcode.RDMA_READ,
-        WROpcode.ATOMIC_CMP_AND_SWP,
-        WROpcode.ATOMIC_FETCH_AND_ADD,
-        WROpcode.FLUSH,
-        WROpcode.ATOMIC_WRITE,
-    }
-)
-"""Requests that are completed by a response of their own and never by an acknowledgement; each holds one of the
-max_rd_atomic slots while it is in flight."""
-
-
-class SendWqe:
-    """A work request on its way."""
-
-    __slots__ = (
-        "asked_at", "compare_add", "data", "first_psn", "flags", "flush_length", "imm", "last_psn", "length", "opcode",
-        "packets", "pieces", "received", "regions", "remote_addr", "responded", "rkey", "status", "swap", "wr_id",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        wr_id: int,
-        opcode: WROpcode,
-        flags: int,
-        imm: int,
-        remote_addr: int,
-        rkey: int,
-        pieces: list[memoryview],
-        length: int,
-        regions: list[MemoryRegion] | tuple[MemoryRegion, ...] = (),
-        status: WCStatus = WCStatus.SUCCESS,
-    ) -> None:
-        self.wr_id = wr_id
-        self.opcode = opcode
-        self.flags = flags
-        self.imm = imm
-        """Immediate data, the key to be invalidated, or a FLUSH's type and selectivity as the FETH has them."""
-        self.remote_addr = remote_addr
-        self.rkey = rkey
-        self.pieces = pieces
-        """Local memory: the source, or for a READ or an atomic the target."""
-        self.regions = regions
-        """Where the pieces lie: a region may lose its key while the request is under way."""
-        self.responded = opcode in RESPONDED
-        self.data: memoryview | bytes | None = pieces[0] if len(pieces) == 1 else b"" if not pieces else None
-        """Its only piece; None where it has several: what they add up to may be more than the adapter has room for."""
-        self.length = length
-        """Bytes that move, one way or the other."""
-        self.status = status
-        """Not SUCCESS where the request was found wrong when it was taken: it completes with it when its turn comes."""
-        self.compare_add = 0
-        self.swap = 0
-        self.flush_length = 0
-        self.received = 0
-        """Packets that are settled: acknowledged, or of a response arrived."""
-        self.asked_at = -1
-        """Value of `received` at which a response's missing rest was last asked for again."""
-        self.packets = 0
-        self.first_psn = 0
-        self.last_psn = 0
-
-    def is_reachable(self) -> bool:
-        """Whether all of its local memory still has its keys."""
-        for region in self.regions:  # noqa: SIM110 (this is asked for each packet: all() takes three times as long)
-            if not region.valid:
-                return False
-        return True
-
-    def response_bytes(self) -> int:
-        """Payload of its response; zero where the response only says that it was done."""
-        return self.length if self.opcode is WROpcode.RDMA_READ else 0
-
-    def gather(self, offset: int, size: int) -> bytes:
-        """At most `size` bytes from `offset` of all pieces together."""
-        parts = []
-        for piece in self.pieces:
-            if offset >= len(piece):
-                offset -= len(piece)
-                continue
-            parts.append(piece[offset : offset + size])
-            size -= len(parts[-1])
-            offset = 0
-            if not size:
-                break
-        return b"".join(parts)
-
-    def scatter(self, offset: int, payload: memoryview) -> None:
-        """Stores a part of a response, which may cross from one piece into the next."""
-        for piece in self.pieces:
-            if offset >= len(piece):
-                offset -= len(piece)
-                continue
-            room = min(len(piece) - offset, len(payload))
-            piece[offset : offset + room] = payload[:room]
-            payload, offset = payload[room:], 0
-            if not payload:
-                return
+from emul.wqe import SendWqe
 
 
 class SendWindow:
     """Requests in flight, and the cursor at what is to be sent next."""
 
-    __slots__ = ("highest_psn", "index", "mtu", "next_psn", "packet", "wqes")
+    __slots__ = ("highest_psn", "index", "mtu", "next_psn", "packet", "responses_due", "wqes")
 
     def __init__(self, mtu: int, first_psn: int) -> None:
         self.mtu = mtu
@@ -130,10 +29,13 @@ class SendWindow:
         """Cursor: position in `wqes` ..."""
         self.packet = 0
         """... and packet within that request."""
+        self.responses_due = 0
+        """Requests before the cursor whose own response is not complete: the slots of max_rd_atomic in use."""
 
     def add(self, wqe: SendWqe) -> None:
         """Gives the request its PSNs: one for each packet, of a READ one for each packet of its response."""
-        packets = wqe.packets = -(-wqe.length // self.mtu) or 1
+        packets = 1 if wqe.length <= self.mtu else -(-wqe.length // self.mtu)
+        wqe.packets = packets
         wqe.first_psn = self.next_psn
         wqe.last_psn = (self.next_psn + packets - 1) & PSN_MASK
         self.next_psn = (self.next_psn + packets) & PSN_MASK
@@ -144,7 +46,7 @@ class SendWindow:
         if not self.wqes:
             return self.next_psn
         first = self.wqes[0]
-        return psn_add(first.first_psn, first.received)
+        return (first.first_psn + first.received) & PSN_MASK
 
     def sent_end(self) -> int:
         """The PSN after the last one sent since the cursor was last moved back."""
@@ -156,9 +58,12 @@ class SendWindow:
         """Whether anything before the cursor waits for an answer."""
         return self.index > 0 or self.packet > (self.wqes[0].received if self.wqes else 0)
 
-    def responses_due(self) -> int:
-        """Requests before the cursor whose own response is not complete: the slots of max_rd_atomic in use."""
-        return sum(1 for wqe in islice(self.wqes, self.index) if wqe.responded)
+    def pass_request(self, wqe: SendWqe) -> None:
+        """The cursor moves past the request that it stands at."""
+        self.index += 1
+        self.packet = 0
+        if wqe.responded:
+            self.responses_due += 1
 
     def has_begun(self, wqe: SendWqe) -> bool:
         """Whether any packet of it was ever sent."""
@@ -170,11 +75,14 @@ class SendWindow:
 
     def pop_oldest(self) -> SendWqe:
         """Removes the oldest request, wherever the cursor stands."""
+        wqe = self.wqes.popleft()
         if self.index:
             self.index -= 1
+            if wqe.responded:
+                self.responses_due -= 1
         else:
             self.packet = 0
-        return self.wqes.popleft()
+        return wqe
 
     def settle(self, wqe: SendWqe, packets: int) -> bool:
         """The first `packets` of the oldest request, which has no response, are acknowledged; False when that is no
@@ -197,4 +105,5 @@ class SendWindow:
             packet = 0 if wqe.responded else max(0, psn_distance(psn, wqe.first_psn))
             if (position, packet) < (self.index, self.packet):
                 self.index, self.packet = position, packet
+                self.responses_due = sum(1 for before in islice(self.wqes, position) if before.responded)
             return

@@ -116,16 +116,21 @@ class CQ(Resource):
 
     def poll(self, num_entries: int = 1) -> tuple[int, list[WC]]:
         """Up to `num_entries` completions, oldest first, and how many they are."""
-        completions = []
-        poll = self._poll
+        completions: list[WC] = []
         if self._left:
             completions, self._left = self._left[:num_entries], self._left[num_entries:]
+        poll = self._ring.poll
         for _ in range(num_entries - len(completions)):
             entry = poll()
             if entry is None:
                 break
-            wr_id, byte_len, qp_num, imm, status, opcode, flags = entry
-            completions.append(WC(wr_id, _STATUS[status], _OPCODE[opcode], byte_len, qp_num, imm, _FLAGS[flags]))
+            wr_id, byte_len, qp_num, imm, status, opcode, flags, _ = entry
+            # As WC(...), in half the time.
+            completion = tuple.__new__(
+                WC,
+                (wr_id, _STATUS[status], _OPCODE[opcode], byte_len, qp_num, imm, _FLAGS[flags], 0, 0, 0, 0, 0, 0),
+            )
+            completions.append(completion)
         return len(completions), completions
 
     def req_notify(self, solicited_only: bool = False) -> None:
@@ -158,7 +163,6 @@ class CQ(Resource):
         self._memory = memory
         self.cqe = cqe
         self._ring = CompletionRing(memory.buffer, cqe)
-        self._poll = self._ring.poll
 
     def _destroy(self) -> None:
         self.context.call({"op": "destroy_cq", "cq": self.number})
@@ -166,7 +170,6 @@ class CQ(Resource):
     def _release(self) -> None:
         self._left = []
         self._ring = cast(CompletionRing, ClosedRing(f"CQ {self.number}"))
-        self._poll = lambda: self._ring.poll()
         self._memory.close()
         self.context._by_number.pop(("cq", self.number), None)
         if self.channel is not None:

@@ -1,8 +1,8 @@
 """The envelope of a RoCEv2 packet: Ethernet, IPv4 or IPv6, UDP in front, ICRC behind; and ARP beside it.
 
-A flow is the sending half of a conversation: it keeps, for each packet length, the bytes in front and the ICRC's state
-after them, as nothing else in them changes. `Envelopes` is the receiving half: it accepts the IP and UDP header of a
-packet once by the rules and later by looking it up.
+A flow is the sending half of a conversation: it keeps, for each kind and length of packet, the bytes in front of the
+PSN and the ICRC's state after them, as nothing else in them changes. `Envelopes` is the receiving half: it accepts the
+IP and UDP header of a packet once by the rules and later by looking it up.
 
 The UDP checksum: zero over IPv4, as everybody sends it. Over IPv6 it is computed, as RFC 8200 asks for, so that every
 stack on the way passes the packet; zero is taken too, as that is what Linux soft-RoCE sends (RFC 6935 allows it where
@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Final
 
+from emul.wire import icrc
 from emul.wire.address import IPV4_ADDRESS_BYTES, ipv4_bytes
-from emul.wire.headers import BTH_BYTES, ICRC_BYTES
-from emul.wire.icrc import crc32, envelope_seed, envelope_seed6
+from emul.wire.headers import BTH, BTH_BYTES, ICRC_BYTES, P_KEY_FULL
+from emul.wire.icrc import envelope_seed, envelope_seed6
 
 __all__ = [
     "ARP_REPLY", "ARP_REQUEST", "BROADCAST", "ENVELOPE6_BYTES", "ENVELOPE_BYTES", "ETHERNET_BYTES", "ETHERTYPE_ARP",
@@ -25,30 +27,30 @@ __all__ = [
     "icrc_matches", "internet_checksum", "ipv4_bytes", "make_flow",
 ]  # fmt: skip
 
-ROCE_UDP_PORT = 4791
-ETHERTYPE_IPV4 = 0x0800
-ETHERTYPE_ARP = 0x0806
-ETHERTYPE_IPV6 = 0x86DD
-PROTOCOL_UDP = 17
-ETHERNET_BYTES = 14
-IPV4_BYTES = 20
-IPV6_BYTES = 40
-UDP_BYTES = 8
-ENVELOPE_BYTES = ETHERNET_BYTES + IPV4_BYTES + UDP_BYTES
+ROCE_UDP_PORT: Final = 4791
+ETHERTYPE_IPV4: Final = 0x0800
+ETHERTYPE_ARP: Final = 0x0806
+ETHERTYPE_IPV6: Final = 0x86DD
+PROTOCOL_UDP: Final = 17
+ETHERNET_BYTES: Final = 14
+IPV4_BYTES: Final = 20
+IPV6_BYTES: Final = 40
+UDP_BYTES: Final = 8
+ENVELOPE_BYTES: Final = ETHERNET_BYTES + IPV4_BYTES + UDP_BYTES
 """Over IPv4; over IPv6 it is ENVELOPE6_BYTES."""
-ENVELOPE6_BYTES = ETHERNET_BYTES + IPV6_BYTES + UDP_BYTES
-TRANSPORT_OFFSET = ENVELOPE_BYTES
-PAYLOAD_OFFSET = ENVELOPE_BYTES + BTH_BYTES
-FRAME_BYTES_MIN = ENVELOPE_BYTES + BTH_BYTES + ICRC_BYTES
-_FRAME6_BYTES_MIN = ENVELOPE6_BYTES + BTH_BYTES + ICRC_BYTES
-_CHECKSUM6 = ENVELOPE6_BYTES - 2
-_ADDRESSES6 = ETHERNET_BYTES + 8
+ENVELOPE6_BYTES: Final = ETHERNET_BYTES + IPV6_BYTES + UDP_BYTES
+TRANSPORT_OFFSET: Final = ENVELOPE_BYTES
+PAYLOAD_OFFSET: Final = ENVELOPE_BYTES + BTH_BYTES
+FRAME_BYTES_MIN: Final = ENVELOPE_BYTES + BTH_BYTES + ICRC_BYTES
+_FRAME6_BYTES_MIN: Final = ENVELOPE6_BYTES + BTH_BYTES + ICRC_BYTES
+_CHECKSUM6: Final = ENVELOPE6_BYTES - 2
+_ADDRESSES6: Final = ETHERNET_BYTES + 8
 HEADERS_PER_PACKET_MAX = IPV4_BYTES + UDP_BYTES + BTH_BYTES + 16 + 4 + ICRC_BYTES
 """What an IPv4 packet needs besides a full payload: RETH and immediate data are the longest extension that carries
 one."""
-FLOW_LENGTHS_MAX = 64
+FLOW_LENGTHS_MAX: Final = 64
 """Envelopes kept for each flow; all are forgotten when another one comes."""
-ENVELOPES_MAX = 4096
+ENVELOPES_MAX: Final = 4096
 """Accepted headers kept by a port for each family; all are forgotten when another one comes."""
 BROADCAST = b"\xff" * 6
 
@@ -56,7 +58,10 @@ _IPV4 = struct.Struct("!BBHHHBBH4s4s")
 _IPV6 = struct.Struct("!IHBB16s16s")
 _UDP = struct.Struct("!HHHH")
 _ARP = struct.Struct("!HHBBH6s4s6s4s")
+_LAST_WORD_BYTES: Final = 4
+"""Of a BTH: AckReq and PSN."""
 _DONT_FRAGMENT = 0x4000
+crc32: Final = icrc.crc32
 HOP_LIMIT = 64
 """Of IPv4 (TTL) and IPv6."""
 _CONGESTION_BITS = 3
@@ -78,35 +83,63 @@ def _sum(words: int) -> int:
 
 def make_flow(
     *, source_mac: bytes, target_mac: bytes, source: bytes, target: bytes, source_port: int,
-    traffic_class: int = 0, flow_label: int = 0, hop_limit: int = HOP_LIMIT,
+    traffic_class: int = 0, flow_label: int = 0, hop_limit: int = HOP_LIMIT, destination_qpn: int = 0,
 ) -> Flow:  # fmt: skip
     """A flow of the family that `target` is of, four or sixteen bytes as `source`; `flow_label` is IPv6's alone."""
     if len(target) == IPV4_ADDRESS_BYTES:
         return Flow(
             source_mac=source_mac, target_mac=target_mac, source=source, target=target, source_port=source_port,
-            traffic_class=traffic_class, hop_limit=hop_limit,
+            traffic_class=traffic_class, hop_limit=hop_limit, destination_qpn=destination_qpn,
         )  # fmt: skip
     return Flow6(
         source_mac=source_mac, target_mac=target_mac, source=source, target=target, source_port=source_port,
-        traffic_class=traffic_class, flow_label=flow_label, hop_limit=hop_limit,
+        traffic_class=traffic_class, flow_label=flow_label, hop_limit=hop_limit, destination_qpn=destination_qpn,
     )  # fmt: skip
 
 
 class Flow:
     """Builds frames from one local to one remote IPv4 address with one UDP source port."""
 
-    __slots__ = ("_addresses", "_ethernet", "_hop_limit", "_known", "_port", "_traffic_class")
+    __slots__ = ("_addresses", "_destination", "_ethernet", "_hop_limit", "_kinds", "_known", "_port", "_traffic_class")
 
     def __init__(
         self, *, source_mac: bytes, target_mac: bytes, source: bytes, target: bytes, source_port: int,
-        traffic_class: int = 0, hop_limit: int = HOP_LIMIT,
+        traffic_class: int = 0, hop_limit: int = HOP_LIMIT, destination_qpn: int = 0,
     ) -> None:  # fmt: skip
         self._ethernet = target_mac + source_mac + struct.pack("!H", ETHERTYPE_IPV4)
+        self._destination = destination_qpn
         self._addresses = (source, target)
         self._port = source_port
         self._traffic_class = traffic_class
         self._hop_limit = hop_limit
         self._known: dict[int, tuple[bytes, int]] = {}
+        self._kinds: dict[int, tuple[bytes, int]] = {}
+        """By length and kind: what stands before the PSN, and the ICRC's state after it."""
+
+    def packet(self, kind: int, head: bytes, payload: bytes | memoryview) -> bytes:
+        """The whole frame of a packet for the flow's queue pair.
+
+        `kind` is the first half of a BTH's first word (opcode << 8 | SE, pad count); `head` is the BTH's last word
+        (AckReq, PSN) and the extended headers; `payload` is padded.
+        """
+        size = len(payload)
+        key = (len(head) + size) << 16 | kind
+        known = self._kinds.get(key)
+        if known is None:
+            known = self._learn_kind(key)
+        front, seed = known
+        crc: int = crc32(head, seed)
+        if size:
+            crc = crc32(payload, crc)
+        return b"".join((front, head, payload, crc.to_bytes(4, "little")))
+
+    def _learn_kind(self, key: int) -> tuple[bytes, int]:
+        envelope, seed = self._envelope((key >> 16) - _LAST_WORD_BYTES)
+        bth = BTH.pack(key >> 8 & 0xFF, key & 0xFF, P_KEY_FULL, self._destination, 0)[:-_LAST_WORD_BYTES]
+        if len(self._kinds) >= FLOW_LENGTHS_MAX:
+            self._kinds.clear()
+        known = self._kinds[key] = (envelope + bth, crc32(bth[:4] + b"\xff" + bth[5:], seed))
+        return known
 
     def frame(self, bth: bytes, rest: bytes) -> bytes:
         """The whole frame for 12 bytes of `bth` (byte 4 as the ICRC may have it: any) and `rest`: extended headers and
@@ -115,20 +148,20 @@ class Flow:
         length = len(rest)
         known = self._known.get(length)
         if known is None:
-            known = self._learn(length)
+            if len(self._known) >= FLOW_LENGTHS_MAX:
+                self._known.clear()
+            known = self._known[length] = self._envelope(length)
         envelope, seed = known
         crc = crc32(rest, crc32(bth[:4] + b"\xff" + bth[5:], seed))  # masked_bth, without the call
         return b"".join((envelope, bth, rest, crc.to_bytes(4, "little")))
 
-    def _learn(self, rest_length: int) -> tuple[bytes, int]:
+    def _envelope(self, rest_length: int) -> tuple[bytes, int]:
+        """Everything in front of the BTH, where `rest_length` bytes follow that, and the ICRC's state after it."""
         udp_length = UDP_BYTES + BTH_BYTES + rest_length + ICRC_BYTES
         fields = (0x45, self._traffic_class, IPV4_BYTES + udp_length, 0, _DONT_FRAGMENT, self._hop_limit, PROTOCOL_UDP)
         checksum = internet_checksum(_IPV4.pack(*fields, 0, *self._addresses))
         ip_udp = _IPV4.pack(*fields, checksum, *self._addresses) + _UDP.pack(self._port, ROCE_UDP_PORT, udp_length, 0)
-        if len(self._known) >= FLOW_LENGTHS_MAX:
-            self._known.clear()
-        known = self._known[rest_length] = (self._ethernet + ip_udp, envelope_seed(ip_udp))
-        return known
+        return self._ethernet + ip_udp, envelope_seed(ip_udp)
 
 
 class Flow6(Flow):
@@ -138,15 +171,20 @@ class Flow6(Flow):
 
     def __init__(
         self, *, source_mac: bytes, target_mac: bytes, source: bytes, target: bytes, source_port: int,
-        traffic_class: int = 0, flow_label: int = 0, hop_limit: int = HOP_LIMIT,
+        traffic_class: int = 0, flow_label: int = 0, hop_limit: int = HOP_LIMIT, destination_qpn: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(
             source_mac=source_mac, target_mac=target_mac, source=source, target=target, source_port=source_port,
-            traffic_class=traffic_class, hop_limit=hop_limit,
+            traffic_class=traffic_class, hop_limit=hop_limit, destination_qpn=destination_qpn,
         )  # fmt: skip
         self._ethernet = target_mac + source_mac + struct.pack("!H", ETHERTYPE_IPV6)
         self._flow_label = flow_label
         self._known6: dict[int, tuple[bytes, int, int]] = {}
+
+    def packet(self, kind: int, head: bytes, payload: bytes | memoryview) -> bytes:
+        """As the flow over IPv4."""
+        first = BTH.pack(kind >> 8, kind & 0xFF, P_KEY_FULL, self._destination, 0)[:-_LAST_WORD_BYTES]
+        return self.frame(first + head[:_LAST_WORD_BYTES], b"".join((head[_LAST_WORD_BYTES:], payload)))
 
     def frame(self, bth: bytes, rest: bytes) -> bytes:
         """As the flow over IPv4."""
@@ -287,8 +325,9 @@ def icrc_matches(frame: bytes, envelope: Accepted) -> bool:
     """Whether the four bytes at the end of the packet are its ICRC."""
     start, length = envelope.transport, envelope.length
     end = length - ICRC_BYTES
-    before = crc32(frame[start : start + 4] + b"\xff", envelope.seed)  # as masked_bth, up to the masked byte
-    return crc32(frame[start + 5 : end], before) == int.from_bytes(frame[end:length], "little")
+    before: int = crc32(frame[start : start + 4] + b"\xff", envelope.seed)  # as masked_bth, up to the masked byte
+    found: int = crc32(frame[start + 5 : end], before)
+    return found == int.from_bytes(frame[end:length], "little")
 
 
 ARP_REQUEST = 1

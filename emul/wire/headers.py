@@ -8,38 +8,39 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
+from typing import Final
 
-BTH_BYTES = 12
-RETH_BYTES = 16
-AETH_BYTES = 4
-DETH_BYTES = 8
-IMM_BYTES = 4
-ATOMIC_ETH_BYTES = 28
-ATOMIC_ACK_ETH_BYTES = 8
-ICRC_BYTES = 4
-P_KEY_FULL = 0xFFFF
-P_KEY_LIMITED = 0x7FFF
-ACK_REQUEST = 0x8000_0000
+BTH_BYTES: Final = 12
+RETH_BYTES: Final = 16
+AETH_BYTES: Final = 4
+DETH_BYTES: Final = 8
+IMM_BYTES: Final = 4
+ATOMIC_ETH_BYTES: Final = 28
+ATOMIC_ACK_ETH_BYTES: Final = 8
+ICRC_BYTES: Final = 4
+P_KEY_FULL: Final = 0xFFFF
+P_KEY_LIMITED: Final = 0x7FFF
+ACK_REQUEST: Final = 0x8000_0000
 
-BTH = struct.Struct("!BBHII")
+BTH: Final = struct.Struct("!BBHII")
 """opcode; SE, MigReq, padcount, TVer; P_Key; FECN/BECN/reserved and destination QPN; AckReq and PSN."""
-RETH = struct.Struct("!QII")
+RETH: Final = struct.Struct("!QII")
 """virtual address, R_Key, DMA length."""
-AETH = struct.Struct("!I")
+AETH: Final = struct.Struct("!I")
 """syndrome (8 bits) and MSN (24 bits)."""
-DETH = struct.Struct("!II")
+DETH: Final = struct.Struct("!II")
 """Q_Key, source QPN (24 bits)."""
-IMM = struct.Struct("!I")
+IMM: Final = struct.Struct("!I")
 """immediate data; the IETH (R_Key to invalidate) and the FETH (placement type bits 0-3, selectivity bits 4-5) have the
 same shape."""
-ATOMIC_ETH = struct.Struct("!QIQQ")
+ATOMIC_ETH: Final = struct.Struct("!QIQQ")
 """virtual address, R_Key, swap or add data, compare data."""
-ATOMIC_ACK_ETH = struct.Struct("!Q")
+ATOMIC_ACK_ETH: Final = struct.Struct("!Q")
 """the value that was there before."""
 
-SOLICITED_EVENT = 0x80
-MIGRATION_REQUEST = 0x40
-PAD_SHIFT = 4
+SOLICITED_EVENT: Final = 0x80
+MIGRATION_REQUEST: Final = 0x40
+PAD_SHIFT: Final = 4
 
 
 class Opcode(IntEnum):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from emul.vocabulary import Psn
 
-PSN_MASK = 0xFFFFFF
-_HALF = 0x800000
+PSN_MASK: Final = 0xFFFFFF
+_HALF: Final = 0x800000
 
 
 def psn_add(psn: int, count: int) -> Psn:

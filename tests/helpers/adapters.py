@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from emul.adapter import Adapter, PortFacts
+from emul.answers import Answers
 from emul.clock import MICROSECOND, MILLISECOND, Instant
 from emul.firmware import Identity
 from emul.local import LocalDevice
@@ -28,6 +29,7 @@ from emul.vocabulary import (
     WCStatus,
 )
 from emul.wire.address import address_bytes
+from emul.wire.frame import make_flow
 
 KEY = b"a key of the cluster"
 ALL_ACCESS = AccessFlags.LOCAL_WRITE | AccessFlags.REMOTE_WRITE | AccessFlags.REMOTE_READ
@@ -120,6 +122,14 @@ class AdapterPair:
             for adapter in self.adapters:
                 adapter.on_time(now=self.now)
         raise AssertionError(f"still busy after {STEPS_MAX} steps")
+
+
+def packets_of(answers: Answers) -> list[tuple[int, int, bytes]]:
+    """(opcode, PSN, what follows the BTH with its padding) of all that is still to be answered."""
+    mac, address = bytes(6), bytes([10, 77, 0, 1])
+    flow = make_flow(source_mac=mac, target_mac=mac, source=address, target=address, source_port=0xC000)
+    frames = iter(lambda: answers.next_frame(flow), None)
+    return [(frame[42], int.from_bytes(frame[51:54], "big"), frame[54:-4]) for frame in frames]
 
 
 class Party:

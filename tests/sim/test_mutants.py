@@ -10,9 +10,9 @@ from ccm.failover import Failover
 from ccm.history import HistoryWriter, Kind
 from ccm.stream import Stream
 from emul.node_memory import NodeMemory
+from emul.regions import MemoryRegion
 from emul.responder import Responder
 from emul.window import SendWindow
-from emul.wire.headers import Place
 from lab.api import run
 from lab.verdict import Result
 
@@ -67,12 +67,10 @@ def test_a_fence_that_the_firmware_only_pretends_to_raise_is_noticed(monkeypatch
 def test_a_card_that_acknowledges_and_does_not_store_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     store, seen = Responder._store, [0]
 
-    def lossy(self: Responder, operation: int, place: Place, extra: int, word: int, body: memoryview, se: bool) -> None:
-        large = len(body) >= PACKET_BYTES
+    def lossy(self: Responder, region: MemoryRegion, payload: bytes) -> None:
+        large = len(payload) >= PACKET_BYTES
         seen[0] += large
-        if large and seen[0] == WRITES_BEFORE:
-            body = memoryview(bytes(len(body)))
-        store(self, operation, place, extra, word, body, se)
+        store(self, region, bytes(len(payload)) if large and seen[0] == WRITES_BEFORE else payload)
 
     monkeypatch.setattr(Responder, "_store", lossy)
     assert {"mirror.no_committed_loss", "steps.hold"} <= failed(failing("write-dropped"))

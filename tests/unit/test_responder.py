@@ -13,6 +13,7 @@ from emul.regions import MemoryRegion, RegionTable
 from emul.responder import MESSAGE_BYTES_MAX, Responder
 from emul.vocabulary import AccessFlags, WCStatus
 from emul.wire.headers import ATOMIC_ETH, IMM, RETH, Opcode, Syndrome
+from tests.helpers.adapters import packets_of
 
 MTU = 256
 PD, OTHER_PD = 1, 2
@@ -44,7 +45,6 @@ class Bench:
             receive_pd=PD,
             access=ALL,
             mtu=MTU,
-            destination_qpn=7,
             expected_psn=100,
             min_rnr_timer=1,
             max_dest_rd_atomic=slots,
@@ -60,7 +60,8 @@ class Bench:
         self.receives.append(ReceiveEntry(5, ((region.key, region.addr, length),)))
 
     def take(self, opcode: Opcode, body: bytes = b"", psn: int | None = None) -> Syndrome | None:
-        self.responder.on_request(opcode, self.responder.epsn if psn is None else psn, True, memoryview(body))
+        expected = self.responder.epsn if psn is None else psn
+        self.responder.on_request(opcode, expected, True, body, 0, len(body))
         return self.responder.refusal
 
     def reth(self, length: int, *, at: int = 0, region: MemoryRegion | None = None) -> bytes:
@@ -69,8 +70,7 @@ class Bench:
 
     def answers(self) -> list[tuple[int, int, bytes]]:
         """(opcode, PSN, rest) of what it says."""
-        packets = list(iter(self.responder.answers.next_packet, None))
-        return [(bth[0], int.from_bytes(bth[9:], "big"), rest) for bth, rest in packets]
+        return packets_of(self.responder.answers)
 
     def statuses(self) -> list[WCStatus]:
         return [delivery.status for delivery in self.responder.delivered]

@@ -22,7 +22,6 @@ from emul.queues import (
     RECEIVE_SGES_MAX,
     CompletionRing,
     ReceiveRing,
-    SendEntry,
     SendRing,
     completion_ring_bytes,
     index_span,
@@ -50,13 +49,14 @@ from emul.vocabulary import (
     WCStatus,
     WROpcode,
 )
-from emul.window import SendWindow, SendWqe
+from emul.window import SendWindow
 from emul.wire.address import address_bytes
 from emul.wire.frame import make_flow
 from emul.wire.headers import ACK_REQUEST, BTH, DETH, DETH_BYTES, RETH, Opcode
 from emul.wire.mad import CM_Q_KEY
 from emul.work_requests import resolve
-from tests.helpers.adapters import ALL_ACCESS, AdapterPair, Party, Seen, connect_by_hand
+from emul.wqe import SendWqe
+from tests.helpers.adapters import ALL_ACCESS, AdapterPair, Party, Seen, connect_by_hand, packets_of
 
 OK = WCStatus.SUCCESS
 
@@ -378,26 +378,26 @@ def test_access_that_is_taken_back_on_the_way_up_is_gone(masks: tuple[int, int, 
 
 
 def test_acknowledgements_behind_an_answer_that_cannot_go_out_are_bounded_and_the_last_one_is_kept() -> None:
-    answers = Answers(destination_qpn=5, mtu=256)
+    answers = Answers(mtu=256)
     answers.respond(None, memoryview(bytes(600)), 0, 1)
     for psn in range(3, 10_000):
         answers.acknowledge(psn, 0x1F, psn)
     assert len(answers.waiting) <= ANSWERS_MAX
     assert not answers.has_room()
-    packets = list(iter(answers.next_packet, None))
-    assert [packet[0][0] for packet in packets[:3]] == [0x0D, 0x0E, 0x0F]
-    assert packets[3][0][9:] == (3).to_bytes(3, "big")
-    assert packets[-1][0][9:] == (9_999).to_bytes(3, "big")
+    packets = packets_of(answers)
+    assert [opcode for opcode, _, _ in packets[:3]] == [0x0D, 0x0E, 0x0F]
+    assert packets[3][1] == 3
+    assert packets[-1][1] == 9_999
     assert answers.has_room()
 
 
 def test_an_acknowledgement_behind_as_many_responses_as_may_wait_is_added_and_then_replaced() -> None:
-    answers = Answers(destination_qpn=5, mtu=256)
+    answers = Answers(mtu=256)
     for psn in range(ANSWERS_MAX):
         answers.respond(None, memoryview(b""), psn, psn)
     for psn in range(ANSWERS_MAX, 2 * ANSWERS_MAX):
         answers.acknowledge(psn, 0x1F, psn)
-    assert len(list(iter(answers.next_packet, None))) == ANSWERS_MAX + 1
+    assert len(packets_of(answers)) == ANSWERS_MAX + 1
 
 
 def test_pieces_are_gathered_packet_by_packet() -> None:
@@ -478,7 +478,7 @@ def test_a_full_completion_ring_of_any_depth_survives_the_wrap_of_its_running_nu
         assert adapter.push(number, 0, 0, 0, 0, 0, 0)
         assert adapter.waiting() == number + 1
     assert not adapter.push(99, 0, 0, 0, 0, 0, 0)
-    assert [entry.wr_id for entry in iter(host.poll, None)] == list(range(depth))
+    assert [wr_id for wr_id, *_ in iter(host.poll, None)] == list(range(depth))
 
 
 # -- flags ------------------------------------------------------------------------------------------------------------
@@ -547,7 +547,8 @@ def test_a_single_packet_that_waits_for_its_acknowledgement_is_not_drained() -> 
 
 def test_what_is_acknowledged_up_to_the_cursor_is_not_in_flight() -> None:
     window = SendWindow(256, 0xFFFFFF)
-    wqe = SendWqe(1, WROpcode.RDMA_WRITE, 0, 0, 0, 0, [memoryview(bytes(1000))], 1000)
+    wqe = SendWqe(1, WROpcode.RDMA_WRITE, 0, 0, 0, 0)
+    wqe.length = 1000
     window.add(wqe)
     window.packet = 2
     assert window.in_flight()
@@ -817,10 +818,14 @@ def test_a_message_that_is_longer_than_any_may_be_is_refused_without_being_put_t
     vast = Memory(memoryview(mmap.mmap(-1, 1 << 30)), fd=None, mapping=None)
     region = regions.register(vast, pd=1, access=ALL_ACCESS)
     piece = (region.key, region.addr, 1 << 30)
-    fits = SendEntry(1, WROpcode.RDMA_WRITE, 0, 0, 0, 0, (piece, piece))
-    assert resolve(fits, regions, 1, 1).status is OK
-    one_more = fits._replace(sges=(piece, piece, (region.key, region.addr, 1)))
-    assert resolve(one_more, regions, 1, 1).status is WCStatus.LOC_LEN_ERR
+
+    def request(*further: tuple[int, int, int]) -> SendWqe:
+        wqe = SendWqe(1, WROpcode.RDMA_WRITE, 0, 0, 0, 0, *piece)
+        wqe.further = further
+        return resolve(wqe, regions, 1, 1)
+
+    assert request(piece).status is None
+    assert request(piece, (region.key, region.addr, 1)).status is WCStatus.LOC_LEN_ERR
 
 
 # -- answers that are wrong or stale ----------------------------------------------------------------------------------
@@ -849,8 +854,8 @@ def test_a_response_that_is_too_short_is_a_bad_one(monkeypatch: pytest.MonkeyPat
     pair, a, b = connected()
     whole = Responder._read_source
 
-    def cut(self: Responder, body: memoryview) -> Any:
-        found = whole(self, body)
+    def cut(self: Responder, data: bytes, start: int) -> Any:
+        found = whole(self, data, start)
         return found and (found[0], found[1][:-1])
 
     monkeypatch.setattr(Responder, "_read_source", cut)

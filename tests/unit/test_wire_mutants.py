@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from emul import answers, compiled, completer, requester, responder, window
+from emul import wqe as requests
 from emul.clock import MILLISECOND
 from emul.vocabulary import MTU, WROpcode
 from emul.wire import frame
@@ -38,7 +39,7 @@ def asks_too_rarely(patch: Patch) -> None:
 def skips_a_psn(patch: Patch) -> None:
     add = window.SendWindow.add
 
-    def broken(self: window.SendWindow, wqe: window.SendWqe) -> None:
+    def broken(self: window.SendWindow, wqe: requests.SendWqe) -> None:
         add(self, wqe)
         self.next_psn = psn_add(self.next_psn, 1)
 
@@ -64,7 +65,7 @@ def doesnt_wait_for_the_receiver(patch: Patch) -> None:
 
 
 def never_gives_up(patch: Patch) -> None:
-    def retry(self: completer.Completer, psn: int, now: Any, verdict: Any) -> None:
+    def retry(self: completer.Completer, psn: int, now: Any) -> None:
         self._window.rewind(psn)
         self.deadline = completer.after(now, self._timeout_ns or 0)
 
@@ -74,7 +75,7 @@ def never_gives_up(patch: Patch) -> None:
 def asks_for_the_rest_of_a_read_from_its_beginning(patch: Patch) -> None:
     request = requester.Requester._request
 
-    def broken(self: requester.Requester, wqe: window.SendWqe) -> tuple[int, bytes]:
+    def broken(self: requester.Requester, wqe: requests.SendWqe) -> tuple[int, bytes]:
         received, wqe.received = wqe.received, 0
         try:
             return request(self, wqe)
@@ -128,10 +129,10 @@ def gives_longer_responses(patch: Patch) -> None:
 def leaves_out_the_middle(patch: Patch) -> None:
     response = answers.Answers._response
 
-    def broken(self: answers.Answers, job: answers.ReadJob) -> tuple[bytes, bytes]:
-        packet = response(self, job)
-        if packet[0][0] == Opcode.RDMA_READ_RESPONSE_MIDDLE:
-            return response(self, job)
+    def broken(self: answers.Answers, job: answers.ReadJob, flow: frame.Flow) -> bytes:
+        packet = response(self, job, flow)
+        if packet[42] == Opcode.RDMA_READ_RESPONSE_MIDDLE:
+            return response(self, job, flow)
         return packet
 
     patch.setattr(answers.Answers, "_response", broken)
@@ -165,7 +166,7 @@ def pads_wrongly(patch: Patch) -> None:
 def sends_less_than_the_path_mtu(patch: Patch) -> None:
     add = window.SendWindow.add
 
-    def broken(self: window.SendWindow, wqe: window.SendWqe) -> None:
+    def broken(self: window.SendWindow, wqe: requests.SendWqe) -> None:
         if wqe.length > 1500 and not wqe.responded:
             wqe.data = memoryview(bytes(wqe.data)[:-4])
         add(self, wqe)
