@@ -29,13 +29,15 @@ class CarrierFound:
 class PeerConnected:
     """The partner's firmware accepted us on `path`, and both proved the cluster key.
 
-    `fence_epoch` is this node's for the path, `mtu` that of the local port.
+    `fence_epoch` is this node's for the path, `mtu` that of the local port, `adapter` the index of the partner's
+    adapter in its node (-1: its firmware doesn't tell).
     """
 
     partner: int
     path: int
     fence_epoch: int
     mtu: int
+    adapter: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,11 @@ class PeerLost:
 
 @dataclass(frozen=True, slots=True)
 class StatusRead:
-    """An RDMA READ of the partner's status page succeeded."""
+    """An RDMA READ of the partner's status page succeeded.
+
+    `looks` tells of each adapter of the partner, by its index, how often it had looked at its port when the page was
+    read; `own_looks` of each adapter of this node when the answer was found. 0, or none: nothing is known.
+    """
 
     partner: int
     path: int
@@ -67,6 +73,8 @@ class StatusRead:
     incarnation: int
     progress: int
     heartbeat: int
+    looks: tuple[int, ...] = ()
+    own_looks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

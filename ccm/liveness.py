@@ -8,20 +8,30 @@ own process was not run is credited: our late timer is not the partner's silence
 is provably better, that has answered two probes posted since the silent one was last asked: when the machine stalls,
 all paths are silent together, and two sides that gave up different ones would lose both. Without a better one a longer
 limit holds, since nothing would be won.
+
+A card that the machine does not run is silent too, and comes back. Each adapter counts on its node's status page how
+often it looked at its port; the page is read over the other paths as well, so that a silent path whose card, at either
+end, stood still between two looks at the page is excused, for as long as that lasts and its limit once more, but
+never beyond `limit_most_ns`: a card that hangs looks just like that. One that is dead counts nothing, and excuses
+nothing.
 """
 
 from __future__ import annotations
 
 from ccm.settings import DEFAULTS, Settings
-from emul.clock import Instant
+from emul.clock import MILLISECOND, Instant
+
+LOOKS_APART_NS = 5 * MILLISECOND
+"""Between two observations of a card's looks that are compared; an idle card looks every 4 ms."""
 
 
 class Liveness:
     """When one path was last heard of, and until when it may stay silent."""
 
     __slots__ = (
-        "_answered", "_base_at", "_busy_until", "_settings", "_shaken_until", "_window_at", "_worst_before_ns",
-        "_worst_ns", "last_life_at", "next_probe_at", "probe_at", "rtt_ns",
+        "_answered", "_base_at", "_busy_until", "_excused_until", "_looks", "_looks_at", "_settings", "_shaken_until",
+        "_stood_still", "_window_at", "_worst_before_ns", "_worst_ns", "last_life_at", "next_probe_at", "probe_at",
+        "rtt_ns",
     )  # fmt: skip
 
     def __init__(self, settings: Settings = DEFAULTS, *, now: Instant) -> None:
@@ -34,6 +44,13 @@ class Liveness:
         self._answered = (Instant(0), Instant(0))
         """When the last two answered probes were posted."""
         self._shaken_until = Instant(0)
+        self._looks: tuple[int, int] | None = None
+        """What was last known of the looks of the path's two cards, own and remote, since the probe under way was
+        posted, and ..."""
+        self._looks_at = now
+        """... when the probe of another path was posted that brought it."""
+        self._stood_still = False
+        self._excused_until = Instant(0)
         self._base_at = now
         self._busy_until = Instant(now + settings.busy_for_ns)
         self._window_at = now
@@ -51,6 +68,7 @@ class Liveness:
         busy = now < self._busy_until
         self.next_probe_at = Instant(now + (settings.probe_interval_ns if busy else settings.idle_probe_interval_ns))
         self._base_at = max(self.last_life_at, Instant(now - settings.probe_interval_ns))
+        self._looks, self._stood_still, self._excused_until = None, False, Instant(0)
 
     def on_answer(self, late_ns: int = 0, *, now: Instant) -> None:
         """The probe under way was answered; the answer may have waited for us for `late_ns`."""
@@ -78,6 +96,30 @@ class Liveness:
     def proven_since(self, moment: Instant) -> bool:
         """Whether two probes that were posted at `moment` or later, and not just after a silence, were answered."""
         return self._answered[0] >= moment
+
+    def on_looks(self, own: int, remote: int, asked_at: Instant, *, now: Instant) -> None:
+        """Another path, whose probe was posted at `asked_at`, brought how often the two cards of this one had looked at
+        their ports (0: unknown).
+        """
+        if self.probe_at is None or asked_at < self.probe_at:
+            return
+        former = self._looks
+        if former is not None and asked_at - self._looks_at < LOOKS_APART_NS:
+            return
+        self._looks, self._looks_at = (own, remote), asked_at
+        if former is None:
+            return
+        most_at = self._base_at + max(self.limit_ns, self._settings.limit_most_ns)
+        if own == former[0] != 0 or remote == former[1] != 0:
+            self._excused_until = Instant(most_at)
+            self._stood_still = True
+        elif self._stood_still:  # it runs again, and may have much to catch up with
+            self._stood_still = False
+            self._excused_until = Instant(min(most_at, now + self.limit_ns))
+
+    def excused(self, *, now: Instant) -> bool:
+        """Whether the silence is that of a card which the machine does not run."""
+        return now < self._excused_until
 
     def credit(self, late_ns: int, *, now: Instant) -> None:
         """Our own process was not run for `late_ns`: that time doesn't count as silence."""

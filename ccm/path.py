@@ -92,8 +92,8 @@ class Path:
     __slots__ = (
         "adapter", "avoided", "carrier", "connect_by", "fence_attempts", "fence_epoch", "fence_number",
         "fence_retry_at", "fence_target", "handshake", "hold_down_ns", "index", "last_loss", "liveness", "losses",
-        "mtu", "pairing", "poll_at", "poll_posted", "reason", "relink_at", "retry_at", "retry_ns", "seen_sequence",
-        "settings", "since", "state", "up_since",
+        "mtu", "pairing", "poll_at", "poll_posted", "reason", "relink_at", "remote_adapter", "retry_at", "retry_ns",
+        "seen_sequence", "settings", "since", "state", "up_since",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +102,8 @@ class Path:
         self.settings = settings
         self.index = index
         self.adapter = adapter
+        self.remote_adapter = -1
+        """The partner's adapter at the other end, by its index there; -1 while unknown."""
         self.carrier = True
         self.avoided = False
         """Carries nothing while another path can: work is about to be done on it."""

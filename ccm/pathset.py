@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ccm.path import Path, PathState
+from emul.clock import Instant
 
 
 class PathSet:
@@ -23,10 +24,12 @@ class PathSet:
         """The path of that number."""
         return self._by_index.get(index)
 
-    def has_better(self, path: Path) -> bool:
-        """Whether another path is up and has answered since `path` was last asked, so that failing over would help."""
+    def has_better(self, path: Path, *, now: Instant) -> bool:
+        """Whether another path is up and has answered since `path` was last asked, so that failing over would help;
+        not while the silence is only that of a card which the machine does not run.
+        """
         asked_at = path.liveness.probe_at
-        if asked_at is None:
+        if asked_at is None or path.liveness.excused(now=now):
             return False
         return any(
             other is not path and other.state is PathState.UP and other.liveness.proven_since(asked_at)

@@ -17,7 +17,7 @@ from ccm.reasons import Reason
 from emul.clock import Instant
 from emul.cm import CmEvent, CmEventType, CmId
 from emul.errors import RDMAError
-from emul.node_memory import STATUS_READ_BYTES, BootStatus
+from emul.node_memory import STATUS_READ_BYTES, BootStatus, NodeMemory, parse_looks
 from emul.verbs import MR, QP, QPInitAttr
 from emul.vocabulary import (
     MTU,
@@ -57,7 +57,7 @@ PEER_RETRIES = 7
 PEER_RNR_RETRIES = 6
 SENDS_MAX = 48
 """Requests under way: a read or two, a write for each slot, fence requests."""
-_STATUS_AT, _SEEN_AT, _SENDS_AT = 0, 128, 384
+_STATUS_AT, _SEEN_AT, _SENDS_AT = 0, 256, 512
 _RECEIVES_AT = _SENDS_AT + RECEIVES_POSTED * RECEIVE_BYTES
 _SCRATCH_BYTES = _RECEIVES_AT + RECEIVES_POSTED * RECEIVE_BYTES
 _SEEN_BYTES = slot_range(RecordKind.SEEN)[1]
@@ -84,12 +84,14 @@ class PeerLink:
         self,
         port: AdapterPort,
         identity: PeerIdentity,
+        node: NodeMemory,
         outbox: MR,
         rng: random.Random,
         tell: Callable[[ev.Event], None],
     ) -> None:
         self._port = port
         self._me = identity
+        self._node = node
         self._outbox = outbox
         self._tell = tell
         self._challenge = rng.randbytes(CHALLENGE_BYTES)
@@ -217,7 +219,8 @@ class PeerLink:
             self._cm.establish(proof(me.cluster_key, "caller", reply.challenge, me.node_id, me.incarnation))
             for slot in range(RECEIVES_POSTED):
                 self._post_receive(slot)
-            self._tell(ev.PeerConnected(me.partner, me.path, fence_epoch, int(self.mtu)))
+            adapter = -1 if reply.adapter is None else reply.adapter
+            self._tell(ev.PeerConnected(me.partner, me.path, fence_epoch, int(self.mtu), adapter))
 
     def _on_rejected(self, event: CmEvent) -> None:
         refusal = VersionRefusal.parse(event.private_data)
@@ -243,13 +246,17 @@ class PeerLink:
 
     def _on_status(self) -> None:
         me = self._me
-        status = BootStatus.parse(self.scratch.read(STATUS_READ_BYTES, _STATUS_AT))
+        page = self.scratch.read(STATUS_READ_BYTES, _STATUS_AT)
+        status = BootStatus.parse(page)
         if status is None:
             self._tell(ev.StatusUnreadable(me.partner, me.path))
         else:
             self._tell(
-                ev.StatusRead(me.partner, me.path, status.stage, status.incarnation, status.progress, status.heartbeat)
-            )
+                ev.StatusRead(
+                    me.partner, me.path, status.stage, status.incarnation, status.progress, status.heartbeat,
+                    parse_looks(page), self._node.looks,
+                )
+            )  # fmt: skip
 
     def _on_seen(self) -> None:
         found = parse_record(self.scratch.read(_SEEN_BYTES, _SEEN_AT), RecordKind.SEEN, self._me.path)

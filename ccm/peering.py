@@ -137,7 +137,7 @@ class Peering:
         """Probe and silence of a proven path."""
         silent_at = path.silent_at()
         if silent_at is not None and now >= silent_at:
-            if path.state is PathState.UP and not self.paths.has_better(path):
+            if path.state is PathState.UP and not self.paths.has_better(path, now=now):
                 path.take(Input.SILENT, now=now, reason=Reason.SILENT)
             else:
                 self.failover.lose(path, Reason.SILENT, now=now)
@@ -160,6 +160,7 @@ class Peering:
             self.out.append(ReadStatus(self.partner, path.index))
             return
         path.fence_epoch, path.mtu = event.fence_epoch, event.mtu
+        path.remote_adapter = event.adapter
         path.take(Input.CONNECTED, now=now)
         self._poll(path)
 
@@ -174,7 +175,7 @@ class Peering:
         path = self.paths.get(event.path)
         if path is None:
             return
-        if path.usable and path.carrier and not self.paths.has_better(path):
+        if path.usable and path.carrier and not self.paths.has_better(path, now=now):
             self._relink(path, now=now)
         else:
             self.failover.lose(path, Reason.COMPLETION_ERROR, now=now)
@@ -209,14 +210,24 @@ class Peering:
             else:
                 path.poll_at = Instant(now + self.settings.poll_ns)
             return
+        asked_at = path.liveness.probe_at
+        if asked_at is not None:
+            self._pass_looks(event, asked_at, now=now)
         late_ns = max(0, now - self._expected_at) if self._expected_at is not None else 0
         path.liveness.on_answer(late_ns, now=now)
         if path.relink_at is None and self.publisher.on_path_anew(path.index):
             self.settling.settle(now=now)
         self._alive(path, now=now)
         for other in self.paths.paths:
-            if other.state is PathState.SUSPECT and self.paths.has_better(other):
+            if other.state is PathState.SUSPECT and self.paths.has_better(other, now=now):
                 self.failover.lose(other, other.reason, now=now)
+
+    def _pass_looks(self, event: ev.StatusRead, asked_at: Instant, *, now: Instant) -> None:
+        """Tells the other paths what the page and our own say of their cards."""
+        for other in self.paths.paths:
+            if other.index != event.path and other.liveness.probe_at is not None:
+                own, remote = _at(event.own_looks, other.adapter), _at(event.looks, other.remote_adapter)
+                other.liveness.on_looks(own, remote, asked_at, now=now)
 
     def on_status_unreadable(self, event: ev.StatusUnreadable, *, now: Instant) -> None:
         """The page is no status page: the path answers, the handshake waits."""
@@ -462,3 +473,8 @@ class Peering:
         """It no longer does."""
         self.sessions.close(event.name, now=now)
         self.settling.settle(now=now)
+
+
+def _at(looks: tuple[int, ...], adapter: int) -> int:
+    """Of one adapter; 0 where nothing is known of it."""
+    return looks[adapter] if 0 <= adapter < len(looks) else 0

@@ -336,6 +336,7 @@ class Firmware:
             inbox_rkey=inbox.key,
             outbox_addr=outbox.addr,
             outbox_rkey=outbox.key,
+            adapter=identity.adapter_index,
         )
 
     def _refuse(self, reason: RejectReason, private_data: bytes = b"") -> Reject:

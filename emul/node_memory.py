@@ -7,6 +7,7 @@ manager's business.
 Layout (offsets in bytes, integers little-endian):
 
     0                 boot status page, 4 KiB: read by partners over RDMA at every boot stage
+    LOOKS_OFFSET      of it: for each adapter a u64, how often it has looked at its port; 0: no adapter, or a dead one
     FENCES_OFFSET     fence epochs, one u64 for each slot (partner id x PATHS_MAX + path)
     ADAPTERS_OFFSET   adapters' slots of 64 bytes: turn counter (odd while a frame is handled), alive
     COUNTERS_OFFSET   incarnation, then one u64 session epoch for each partner id: persistent
@@ -45,8 +46,11 @@ STATUS_VERSION = 1
 _STATUS = struct.Struct("<IHHQQQ64s")
 # magic, version, stage, incarnation, progress, heartbeat, last error
 _U64 = struct.Struct("<Q")
-STATUS_READ_BYTES = _STATUS.size
-"""How much of the page a partner reads for its heartbeat."""
+LOOKS_OFFSET = 128
+_LOOKS_BYTES = 8 * ADAPTERS_MAX
+STATUS_READ_BYTES = LOOKS_OFFSET + _LOOKS_BYTES
+"""How much of the page a partner reads for its heartbeat: 256 bytes, one packet at every path MTU."""
+_LOOKS = tuple(struct.Struct(f"<{count}Q") for count in range(ADAPTERS_MAX + 1))
 _STAGE_OFFSET, _INCARNATION_OFFSET, _PROGRESS_OFFSET, _HEARTBEAT_OFFSET, _ERROR_OFFSET = 6, 8, 16, 24, 32
 LAST_ERROR_BYTES = 64
 
@@ -87,6 +91,14 @@ class BootStatus:
         return cls(Stage(stage), incarnation, progress, heartbeat, text)
 
 
+def parse_looks(data: bytes | memoryview) -> tuple[int, ...]:
+    """From STATUS_READ_BYTES of a status page: how often each adapter of the node has looked at its port, by its index,
+    up to the last one that there is. Only whether a number has changed means something; 0 is no living adapter.
+    """
+    looks = bytes(data[LOOKS_OFFSET:STATUS_READ_BYTES]).rstrip(b"\0")
+    return _LOOKS[(len(looks) + 7) // 8].unpack_from(data, LOOKS_OFFSET)
+
+
 def fence_slot(partner_id: int, path: int) -> int:
     """The fence slot of `path` from `partner_id`. Raises ValueError outside 1 ... 511 and 0 ... 7."""
     if not 0 < partner_id < PARTNERS_MAX or not 0 <= path < PATHS_MAX:
@@ -109,6 +121,7 @@ class NodeMemory:
         """What power brings: a fresh status page at stage FIRMWARE. Persistent counters stay."""
         incarnation = max(self.incarnation, first_incarnation)
         self._put(COUNTERS_OFFSET, incarnation)
+        self.buffer[:STATUS_READ_BYTES] = bytes(STATUS_READ_BYTES)
         _STATUS.pack_into(self.buffer, 0, STATUS_MAGIC, STATUS_VERSION, Stage.FIRMWARE, incarnation, 0, 0, b"")
 
     @property
@@ -170,8 +183,20 @@ class NodeMemory:
         return self._get(ADAPTERS_OFFSET + 64 * adapter + 8) != 0
 
     def set_adapter_alive(self, adapter: int, alive: bool) -> None:
-        """Set by the adapter when it starts, cleared by whoever reaps it."""
+        """Set by the adapter when it starts, cleared by whoever reaps it: then it looks at nothing any more."""
         self._put(ADAPTERS_OFFSET + 64 * adapter + 8, int(alive))
+        self._put(LOOKS_OFFSET + 8 * adapter, 0)
+
+    def set_looks(self, adapter: int, looks: int) -> None:
+        """Written by the adapter each time it has looked at everything that may wait for it: partners and its own host
+        tell by it a card that the machine doesn't run from a silent path.
+        """
+        _U64.pack_into(self.buffer, LOOKS_OFFSET + 8 * adapter, looks)
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """As `parse_looks` of this node's own page."""
+        return parse_looks(self.buffer)
 
     @staticmethod
     def exchange_offset(partner_id: int) -> int:

@@ -107,6 +107,7 @@ class AdapterProcess:
         self._counted_since = 0
         self._counted = 0
         self._turn = self._node.turn(self._index) // 2 * 2
+        self._looks = 0
         self._unsent: list[bytes] = []
         self.running = True
         self._node.set_adapter_alive(self._index, True)
@@ -131,12 +132,20 @@ class AdapterProcess:
             now = time.monotonic_ns()
             if self._adapter.host is not None and not self._adapter.faults.hung:
                 self._adapter.host.doorbells.beat()
-            if not self._take_turn(Instant(now)):
+            more = self._take_turn(Instant(now))
+            self._count_look()
+            if not more:
                 self._sleep(now)
 
     def counters(self) -> dict[str, int]:
         """The adapter's counters."""
         return self._adapter.counters()
+
+    def _count_look(self) -> None:
+        """For who wonders why this card is silent: the machine does run it. (A card that hangs shows no such sign.)"""
+        if not self._adapter.faults.hung:
+            self._looks += 1
+            self._node.set_looks(self._index, self._looks)
 
     # -- one turn -----------------------------------------------------------------------------------------------------
 
@@ -281,6 +290,7 @@ class AdapterProcess:
                 return ready
             self._carrier_at = now + self._carrier_interval(now)
             until = min(turn_at, self._carrier_at)
+            self._count_look()
 
     # -- the host -----------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ PROOF_BYTES = 32
 _MAGIC = 0x43434D57
 
 _REQUEST = struct.Struct("<IHHHHQ16s")
-_REPLY = struct.Struct("<IHHQ16s32sQIQIQI")
+_REPLY = struct.Struct("<IHHQ16s32sQIQIQIH")
 _MESSAGE = struct.Struct("<IHHQQ")
 _REFUSAL = struct.Struct("<IHH")
 MESSAGE_BYTES = _MESSAGE.size
@@ -74,13 +74,18 @@ class ConnectReply:
     outbox_addr: int
     """Where the caller may read what this node publishes for it."""
     outbox_rkey: int
+    adapter: int | None = None
+    """Index of the answering adapter in its node; None: the firmware doesn't tell (the field came later, and those who
+    don't know it leave or find zeros there).
+    """
     version: int = PROTOCOL_VERSION
 
     def emit(self) -> bytes:
-        """100 bytes, fits a REP (196)."""
+        """102 bytes, fits a REP (196). The last field is the adapter's index + 1."""
         return _REPLY.pack(
             _MAGIC, self.version, self.node_id, self.incarnation, self.challenge, self.proof, self.status_addr,
             self.status_rkey, self.inbox_addr, self.inbox_rkey, self.outbox_addr, self.outbox_rkey,
+            0 if self.adapter is None else self.adapter + 1,
         )  # fmt: skip
 
     @classmethod
@@ -88,14 +93,16 @@ class ConnectReply:
         """None for anything that is not a connect reply."""
         if len(data) < _REPLY.size:
             return None
-        magic, version, node, boot, challenge, answer, status, status_key, inbox, inbox_key, outbox, outbox_key = (
-            _REPLY.unpack_from(data)
-        )
+        (
+            magic, version, node, boot, challenge, answer, status, status_key, inbox, inbox_key, outbox, outbox_key,
+            card,
+        ) = _REPLY.unpack_from(data)  # fmt: skip
         if magic != _MAGIC:
             return None
         return cls(
-            node, boot, challenge, answer, status, status_key, inbox, inbox_key, outbox, outbox_key, version=version
-        )
+            node, boot, challenge, answer, status, status_key, inbox, inbox_key, outbox, outbox_key,
+            card - 1 if card else None, version,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

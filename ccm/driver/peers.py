@@ -149,7 +149,7 @@ class PeerDriver:
         try:
             outbox = self._outbox(port, action.partner)
             yield
-            link = self._links[key] = PeerLink(port, identity, outbox, self._rng, wiring.tell)
+            link = self._links[key] = PeerLink(port, identity, wiring.node, outbox, self._rng, wiring.tell)
             yield from link.connect()
             self._by_number[port.index, link.number] = key
         except RDMAError as error:

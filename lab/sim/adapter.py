@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Mapping
 
 from emul.adapter import FRAMES_PER_PULL_MAX, Adapter, PortFacts
-from emul.clock import Instant
+from emul.clock import MILLISECOND, Instant
 from emul.firmware import Identity
 from emul.hardware_faults import Report
 from emul.memory import Memory
@@ -23,6 +23,8 @@ FRAME_NS = 2_000
 """From the arrival of a frame to the turn that handles it."""
 DOORBELL_NS = 1_000
 PULLS_PER_TURN_MAX = 16
+LOOK_NS = 4 * MILLISECOND
+"""How often an idle card looks at its carrier, and counts that (`emul.process.CARRIER_INTERVAL_IDLE_NS`)."""
 
 
 class SimAdapter:
@@ -61,6 +63,7 @@ class SimAdapter:
         """... when it comes, as a busy machine may be late."""
         self._timer_at: int | None = None
         self._turns = 0
+        self._looks = 0
         self._retired: dict[str, int] = {}
 
     def start(self) -> None:
@@ -120,6 +123,16 @@ class SimAdapter:
         known = self.card.faults.report() if self.card is not None else []
         return next((report for report in known if report["id"] == number), {})
 
+    def look(self) -> None:
+        """An idle card's look around; one whose turn is overdue waits for the machine to run it."""
+        if self._wanted_at is None or self._wanted_at >= self._scheduler.now:
+            self._count_look()
+
+    def _count_look(self) -> None:
+        if self.card is not None and not self.card.faults.hung:
+            self._looks += 1
+            self._node_memory.set_looks(self.port.index, self._looks)
+
     # -- what gives it a turn -----------------------------------------------------------------------------------------
 
     def expect(self, cable: Cable, at: int) -> None:
@@ -165,6 +178,7 @@ class SimAdapter:
             self._timer_at = None
             card.on_time(now=now)
         self._transmit(card)
+        self._count_look()
         self._plan_timer(card)
         self._expect_next()
 

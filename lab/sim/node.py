@@ -21,7 +21,7 @@ from emul.memory import Memory
 from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
 from emul.verbs import Context
 from lab.plan import Plan
-from lab.sim.adapter import SimAdapter
+from lab.sim.adapter import LOOK_NS, SimAdapter
 from lab.sim.pace import Pace
 from lab.sim.scheduler import Priority, Scheduler, What
 from lab.sim.streams import Streams
@@ -84,8 +84,14 @@ class SimNode:
         self.memory.power_on()
         for adapter in self.adapters.values():
             adapter.start()
+        self._scheduler.after(LOOK_NS, Priority.ADAPTER, self._look_around)
         offset = int(self._rng.random() * BOOT_OFFSET_NS)
         self._scheduler.after(offset, Priority.HOST, self.boot)
+
+    def _look_around(self) -> None:
+        for adapter in self.adapters.values():
+            adapter.look()
+        self._scheduler.after(LOOK_NS, Priority.ADAPTER, self._look_around)
 
     def boot(self) -> None:
         """The host starts, in a new incarnation."""

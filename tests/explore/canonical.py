@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any
 
 from ccm.exchange import Record, RecordKind
-from ccm.peering import Peering
+from emul.clock import Instant
 from tests.explore.model import Node, World
 
 ARMED = {
@@ -22,7 +22,7 @@ DROPPED = {
     # clocks and measured times
     "since", "up_since", "connect_by", "retry_ns", "hold_down_ns", "rtt_ns", "_answered", "_base_at", "_busy_until",
     "_window_at", "_worst_before_ns", "_worst_ns", "_shaken_until", "last_life_at", "next_probe_at", "_told_at",
-    "_expected_at",
+    "_expected_at", "_looks_at", "_excused_until",
     # only for people
     "reason", "losses", "last_loss", "readies", "breaks", "last_error", "refused", "last_refusal", "steps_taken",
     # the source of sequence numbers, which are ranked; constants; links back
@@ -70,7 +70,7 @@ def _node(node: Node, ranks: list[dict[int, int]]) -> tuple[object, ...]:
         )
         for path, link in sorted(node.links.items())
     )
-    manager = None if node.manager is None else _peering(node.peering, own, others)
+    manager = None if node.manager is None else _peering(node, own, others)
     return (
         node.incarnation, node.stage, node.wants, node.epoch, manager, links,
         tuple(sorted(node.fences.items())),
@@ -86,7 +86,8 @@ def _node(node: Node, ranks: list[dict[int, int]]) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def _peering(peering: Peering, own: dict[int, int], others: dict[int, int]) -> tuple[object, ...]:
+def _peering(node: Node, own: dict[int, int], others: dict[int, int]) -> tuple[object, ...]:
+    peering = node.peering
     deadline = peering.next_deadline()
     paths = peering.paths.paths
     due = (
@@ -94,7 +95,7 @@ def _peering(peering: Peering, own: dict[int, int], others: dict[int, int]) -> t
         peering.sessions.next_deadline() == deadline,
         peering.settling.rebalance_at == deadline,
     )
-    better = tuple(peering.paths.has_better(path) for path in paths)
+    better = tuple(peering.paths.has_better(path, now=Instant(node.now)) for path in paths)
     heard = tuple(sorted((kind, index, others[seq]) for (kind, index), seq in peering._sequences.items()))
     return (
         due if deadline is not None else None, better, heard, peering.partner_incarnation, peering.partner_stage,

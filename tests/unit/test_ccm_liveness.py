@@ -77,3 +77,74 @@ def test_idle_partners_are_probed_less_often_and_work_brings_the_busy_rate_back(
     liveness.on_work(now=idle_at)
     assert liveness.probe_due(now=Instant(idle_at + DEFAULTS.probe_interval_ns))
     assert not liveness.probe_due(now=Instant(idle_at + DEFAULTS.probe_interval_ns - 1))
+
+
+MOST_AT = Instant(START + DEFAULTS.limit_most_ns)
+
+
+def at(ms: int) -> Instant:
+    return Instant(START + ms * MILLISECOND)
+
+
+def test_a_card_that_stands_still_is_no_silent_path():
+    liveness = Liveness(now=START)
+    liveness.on_probe(now=START)
+    liveness.on_looks(70, 500, START, now=at(1))
+    assert not liveness.excused(now=at(1)), "one observation shows nothing"
+    liveness.on_looks(71, 500, at(5), now=at(6))
+    assert liveness.excused(now=at(6)) and liveness.excused(now=Instant(MOST_AT - 1))
+    assert not liveness.excused(now=MOST_AT), "a card that hangs stands still for ever"
+
+
+def test_our_own_card_is_excused_as_well():
+    liveness = Liveness(now=START)
+    liveness.on_probe(now=START)
+    liveness.on_looks(70, 500, START, now=at(1))
+    liveness.on_looks(70, 502, at(5), now=at(6))
+    assert liveness.excused(now=at(6))
+
+
+def test_a_card_that_runs_again_has_its_limit_to_answer_and_not_longer():
+    liveness = Liveness(now=START)
+    liveness.on_probe(now=START)
+    for ms, remote in ((0, 500), (5, 500), (10, 500), (15, 501), (20, 503)):
+        liveness.on_looks(70 + ms, remote, at(ms), now=at(ms + 1))
+    again = Instant(at(16) + DEFAULTS.limit_floor_ns)
+    assert liveness.excused(now=Instant(again - 1)) and not liveness.excused(now=again)
+
+
+def test_two_cards_that_run_excuse_nothing():
+    liveness = Liveness(now=START)
+    liveness.on_probe(now=START)
+    for ms in range(0, 40, 5):
+        liveness.on_looks(70 + ms, 500 + ms, at(ms), now=at(ms + 1))
+        assert not liveness.excused(now=at(ms + 1))
+
+
+def test_cards_of_which_nothing_is_known_excuse_nothing():
+    liveness = Liveness(now=START)
+    liveness.on_probe(now=START)
+    for ms in range(0, 40, 5):
+        liveness.on_looks(0, 0, at(ms), now=at(ms + 1))
+    assert not liveness.excused(now=at(40)), "a dead card, and one of an older node"
+
+
+def test_only_what_was_asked_since_the_probe_counts_and_what_is_far_enough_apart():
+    liveness = Liveness(now=START)
+    liveness.on_probe(now=at(10))
+    liveness.on_looks(70, 500, at(2), now=at(11))
+    liveness.on_looks(70, 500, at(8), now=at(12))
+    assert not liveness.excused(now=at(12)), "asked before the probe"
+    liveness.on_looks(70, 500, at(12), now=at(13))
+    liveness.on_looks(70, 500, at(13), now=at(14))
+    assert not liveness.excused(now=at(14)), "an idle card looks every 4 ms: over a third path came an answer too soon"
+
+
+def test_an_answer_ends_the_excuse():
+    liveness = Liveness(now=START)
+    liveness.on_probe(now=START)
+    liveness.on_looks(70, 500, START, now=at(1))
+    liveness.on_looks(71, 500, at(5), now=at(6))
+    liveness.on_answer(now=at(7))
+    liveness.on_probe(now=at(8))
+    assert not liveness.excused(now=at(8))
