@@ -29,6 +29,20 @@ class Partner:
 
 
 @dataclass(frozen=True, slots=True)
+class Node:
+    """The node that a client runs on."""
+
+    id: int
+    name: str
+    incarnation: int
+    """Number of the host's boot: a client is made anew with each."""
+    allocate: Callable[[int], Memory]
+    """Zeroed memory of so many bytes that adapters can reach: what a Region is made of."""
+    log: Callable[[str, dict[str, object]], None]
+    """Writes a line into the host's log: a word and fields. They come out as {"event": "NAME.WORD", ...}."""
+
+
+@dataclass(frozen=True, slots=True)
 class Region:
     """`length` bytes of `memory` from `offset`, for RDMA."""
 
@@ -69,12 +83,17 @@ class Session:
         the next completion). Offsets are relative to the regions; ValueError outside them. The bytes must stay as they
         are until the completion: they may be sent again.
         """
+        for figure in (source_offset, length, target_offset):
+            if not isinstance(figure, int):
+                raise TypeError(f"offsets and length are whole numbers of bytes, got {figure!r}")
         return self.streams[vi].write(source_offset, length, target_offset) if self.alive else 0
 
     def send(self, data: bytes, vi: int = 0) -> int:
         """Sends a message of at most `needs.message_bytes`; the sequence, or 0 as for `write`. ValueError when too
         long.
         """
+        if not isinstance(data, bytes):
+            raise TypeError(f"a message is bytes, got {type(data).__name__}")
         if len(data) > self.needs.message_bytes:
             raise ValueError(f"message of {len(data)} bytes, at most {self.needs.message_bytes} were agreed")
         return self.streams[vi].send(data) if self.alive else 0
@@ -101,6 +120,9 @@ class Client(ABC):
     """A user of the manager. Override what you need; `name` is what both sides know it by (1 ... 24 bytes)."""
 
     name: ClassVar[str] = ""
+
+    def on_boot(self, node: Node, now: Instant) -> None:
+        """The host has booted: once, before anything else is called."""
 
     def needs(self, partner: Partner) -> Needs | None:
         """What a session with `partner` needs; None for no session with it."""

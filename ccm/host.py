@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ccm.client import Client, Partner
+from ccm.client import Client, Node, Partner
+from ccm.client_code import ClientCode, ClientCodeError
 from ccm.clients.echo import Echo
 from ccm.clients.failover_monitor import FailoverMonitor
 from ccm.clients.nvram_mirror import NvramMirror
@@ -68,10 +69,15 @@ class Host:
         self._seed = seed
         self._config = config
         self._settings = Settings(**config.get("ccm", {}))
-        self._clients = self._make_clients(config, nvram, clients)
+        self._nvram = nvram
+        self._codes = {str(code["name"]): ClientCode.of(code) for code in config.get("client_code", ())}
         self._ids = dict(CLIENT_IDS)
-        for client in self._clients.values():
-            self._ids.setdefault(client.name, len(self._ids) + 1)
+        for name in (*self._codes, *(client.name for client in clients)):
+            self._ids.setdefault(name, len(self._ids) + 1)
+        self._unmade: dict[str, str] = {}
+        """Clients that could not be made, and why."""
+        self._crashed: set[str] = set()
+        self._clients = self._make_clients(config, clients)
         self._boot = _boot_plan(config.get("boot", {}))
         self._stopping_by: Instant | None = None
         self._beat_at = Instant(0)
@@ -90,6 +96,8 @@ class Host:
             self.incarnation, self._seed, self._log, now=now, reopen=self._reopen,
             clock=self._clock, journal=self._journal,
         )  # fmt: skip
+        for client in self._clients.values():
+            self._boot_client(client, now)
         self.workload = Workload(
             self._clients, self.driver.partners, self.node_id, self.incarnation, self._ids, self._history, self._seed
         )
@@ -149,19 +157,45 @@ class Host:
 
     # inside
 
-    def _make_clients(self, config: Mapping[str, Any], nvram: Memory, more: Sequence[Client]) -> dict[str, Client]:
-        others = [int(partner["id"]) for partner in config["partners"]]
-        made: list[Client] = []
+    def _make_clients(self, config: Mapping[str, Any], more: Sequence[Client]) -> dict[str, Client]:
+        clients: dict[str, Client] = {}
         for name in config.get("clients", ()):
-            if name == NvramMirror.name:
-                made.append(NvramMirror(nvram, self.node_id, others))
-            elif name == Echo.name:
-                made.append(Echo())
-            elif name == FailoverMonitor.name:
-                made.append(FailoverMonitor(self._report_partner))
-            else:
-                raise ValueError(f"unknown client {name!r}, expected one of {', '.join(CLIENT_IDS)}")
-        return {client.name: client for client in [*made, *more]}
+            client = self._make_client(str(name))
+            if client is not None:
+                clients[client.name] = client
+        for client in more:
+            if client.name in clients:
+                raise ValueError(f"two clients have the name {client.name!r}")
+            clients[client.name] = client
+        return clients
+
+    def _make_client(self, name: str) -> Client | None:
+        """None for one whose own code prevents it: that is told, and the others go on. Raises ValueError for a name
+        that nothing is known of.
+        """
+        if name in self._codes:
+            try:
+                return self._codes[name].make()
+            except ClientCodeError as error:
+                self._unmade[name] = str(error)
+                self._log("client.unmade", {"client": name, "error": str(error)})
+                return None
+        others = [int(partner["id"]) for partner in self._config["partners"]]
+        if name == NvramMirror.name:
+            return NvramMirror(self._nvram, self.node_id, others)
+        if name == Echo.name:
+            return Echo()
+        if name == FailoverMonitor.name:
+            return FailoverMonitor(self._report_partner)
+        raise ValueError(f"unknown client {name!r}, expected one of {', '.join([*CLIENT_IDS, *self._codes])}")
+
+    def _boot_client(self, client: Client, now: Instant) -> None:
+        def log(word: str, fields: dict[str, object]) -> None:
+            self._log(f"{client.name}.{word}", fields)
+
+        allocate = Memory.plain if self._nvram.fd is None else Memory.allocate
+        node = Node(self.node_id, self.name, self.incarnation, allocate, log)
+        self.driver.call(client, lambda: client.on_boot(node, now))
 
     def _report_partner(self, partner: Partner, word: str, status: BootStatus) -> None:
         self._log(
@@ -241,9 +275,20 @@ class Host:
             "now_ns": now,
             "partners": self.driver.manager.status(),
             "adapters": self.driver.counters(),
-            "client_errors": dict(self.driver.client_errors),
+            "clients": self._client_states(),
             "workload": self.workload.state(),
         }
+
+    def _client_states(self) -> dict[str, Any]:
+        errors = self.driver.client_errors
+        states: dict[str, Any] = {}
+        for name in (*self._clients, *self._unmade):
+            state = "crashed" if name in self._crashed else "running" if name in self._clients else "not made"
+            found = errors.get(name, {"count": 0, "last": ""})
+            states[name] = {
+                "state": state, "exceptions": found["count"], "last_exception": self._unmade.get(name, found["last"])
+            }  # fmt: skip
+        return states
 
     def _workload_start(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
         self.workload.start(str(request.get("client")), request, now)
@@ -262,6 +307,60 @@ class Host:
     def _open(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
         self.driver.open_clients(now)
         return {"ok": True}
+
+    def _client_close(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
+        """{"client": name, "partner": name or left out for all}"""
+        client = self._wanted_client(request)
+        self.driver.close_client(client, now, self._wanted_partner(request))
+        return {"ok": True}
+
+    def _client_open(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
+        """As client.close; one that has crashed is made anew."""
+        name = self._wanted_client(request).name
+        if name in self._crashed:
+            anew = self._make_client(name)
+            if anew is None:
+                return {"error": f"{name}: {self._unmade[name]}"}
+            self._crashed.discard(name)
+            self._replace_client(anew)
+            self._boot_client(anew, now)
+            self.workload.on_client_anew(name, now)
+        self.driver.open_client(self._clients[name], now, self._wanted_partner(request))
+        return {"ok": True}
+
+    def _client_crash(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
+        """{"client": name}: it gets no callback any more, and its sessions are closed; client.open makes it anew."""
+        name = self._wanted_client(request).name
+        if name not in self._codes and name not in CLIENT_IDS:
+            return {"error": f"{name} was not made by this host, which couldn't make it anew"}
+        if name not in self._crashed:
+            self._log("client.crashed", {"client": name})
+            self._crashed.add(name)
+            dead: Client = type("Crashed", (Client,), {"name": name, "needs": _needs_nothing})()
+            self._replace_client(dead)
+            self.workload.on_client_gone(name, now)
+            self.driver.close_client(dead, now)
+        return {"ok": True}
+
+    def _replace_client(self, client: Client) -> None:
+        self._clients[client.name] = client
+        self.driver.replace_client(client)
+        if isinstance(client, Echo):
+            client.on_delivered = self.workload.on_delivered
+
+    def _wanted_client(self, request: Mapping[str, Any]) -> Client:
+        name = request.get("client")
+        if name not in self._clients:
+            known = ", ".join(self._clients) or "none"
+            raise WorkloadError(f"unknown client {name!r}, {self.name} runs: {known}")
+        return self._clients[str(name)]
+
+    def _wanted_partner(self, request: Mapping[str, Any]) -> int | None:
+        name = request.get("partner")
+        known = {partner.name: number for number, partner in self.driver.partners.items()}
+        if name is not None and name not in known:
+            raise WorkloadError(f"unknown partner {name!r}, expected one of {', '.join(known)}")
+        return None if name is None else known[str(name)]
 
     def _path_avoid(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
         """{"partner": name, "path": number, "avoid": bool}"""
@@ -294,10 +393,17 @@ _CONTROL: dict[str, Callable[[Host, Mapping[str, Any], Instant], dict[str, Any]]
     "workload.state": Host._workload_state,
     "close": Host._close,
     "open": Host._open,
+    "client.close": Host._client_close,
+    "client.open": Host._client_open,
+    "client.crash": Host._client_crash,
     "path.avoid": Host._path_avoid,
     "resources": Host._resources,
     "shutdown": Host._shutdown,
 }
+
+
+def _needs_nothing(client: Client, partner: Partner) -> None:
+    """What a client that has crashed needs."""
 
 
 def _boot_plan(boot: Mapping[str, Any]) -> list[tuple[Instant, Stage]]:

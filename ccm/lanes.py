@@ -73,20 +73,23 @@ class LaneOwner(Protocol):
     def on_stream_drained(self, lanes: Lanes, vi: int, now: Instant) -> None:
         """A stream that is to move has nothing under way any more."""
 
-    def on_client_exception(self, name: str, error: Exception) -> None:
+    def on_client_exception(self, name: str, error: BaseException) -> None:
         """A callback raised."""
+
+    def watched(self, client: Client, callback: Callable[..., None]) -> Callable[..., None]:
+        """The callback, perhaps with a look at how long it takes."""
 
 
 class ViLane:
     """One virtual interface (`ccm.stream.Lane`)."""
 
-    __slots__ = ("_client", "_index", "_lanes", "_oldest", "_oldest_since", "_receives", "_send_slots", "_stream", "lkey", "post_write", "psn", "qp", "rkey", "source", "target")  # fmt: skip  # noqa: E501
+    __slots__ = ("_index", "_lanes", "_oldest", "_oldest_since", "_receives", "_send_slots", "_stream", "lkey", "on_completed", "post_write", "psn", "qp", "rkey", "source", "target")  # fmt: skip  # noqa: E501
 
     def __init__(self, lanes: Lanes, index: int, qp: QP, psn: int) -> None:
         self._lanes = lanes
         self._index = index
         self._stream = lanes.session.streams[index]
-        self._client = lanes.client
+        self.on_completed = lanes.on_completed
         self.qp = qp
         self.psn = psn
         self.post_write: Callable[[int, int, int, int, int, int], None] = qp.post_write
@@ -146,9 +149,9 @@ class ViLane:
                 lanes.fail(WCStatus.FATAL_ERR, now)  # out of order: an adapter that can't be trusted
             return
         try:
-            self._client.on_completed(lanes.session, completion.wr_id, now)
-        except Exception as error:
-            lanes.owner.on_client_exception(self._client.name, error)
+            self.on_completed(lanes.session, completion.wr_id, now)
+        except (Exception, SystemExit) as error:
+            lanes.owner.on_client_exception(lanes.client.name, error)
         if stream.former is self and stream.drained:
             lanes.owner.on_stream_drained(lanes, self._index, now)
 
@@ -175,9 +178,9 @@ class Lanes:
         self.port = port
         self.path = path
         self.session = session
-        self.client = client
         self.life = life
         self.vis: list[ViLane] = []
+        self.adopt(client)
         self.source_mr: MR | None = None
         self.exposed_mr: MR | None = None
         self.message_mr: MR | None = None
@@ -185,6 +188,14 @@ class Lanes:
         self.fence_epoch = 0
         self.failed = False
         """A queue pair is in error, or about to be destroyed."""
+
+    def adopt(self, client: Client) -> None:
+        """`client` gets the callbacks from now on."""
+        self.client = client
+        self.on_completed = self.owner.watched(client, client.on_completed)
+        self.on_message = self.owner.watched(client, client.on_message)
+        for vi in self.vis:
+            vi.on_completed = self.on_completed
 
     def open(
         self,
@@ -242,8 +253,8 @@ class Lanes:
             return
         for data in messages:
             try:
-                self.client.on_message(session, data, now)
-            except Exception as error:
+                self.on_message(session, data, now)
+            except (Exception, SystemExit) as error:
                 self.owner.on_client_exception(self.client.name, error)
 
     def close(self) -> Iterator[None]:

@@ -91,6 +91,23 @@ class Workload:
             sequence, 0, len(message), crc32(message),
         )  # fmt: skip
 
+    def on_client_gone(self, client: str, now: Instant) -> None:
+        """It crashed: what its loads had under way is given up."""
+        for (name, _), load in self._loads.items():
+            if name == client:
+                load.on_gone(now)
+
+    def on_client_anew(self, client: str, now: Instant) -> None:
+        """Another object took its place: its loads go on there."""
+        known = self._clients[client]
+        for (name, partner), load in self._loads.items():
+            if name == client and isinstance(load, MirrorLoad) and isinstance(known, NvramMirror):
+                load.adopt(known)
+                known.observer = load
+            elif name == client and isinstance(load, EchoLoad) and isinstance(known, Echo):
+                load.adopt(known)
+                known.observers[partner] = load
+
     def _loadable(self) -> list[str]:
         return [name for name, client in self._clients.items() if isinstance(client, NvramMirror | Echo)]
 

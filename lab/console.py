@@ -143,7 +143,7 @@ def _recovery_pieces(result: Result, recovery: Recovery) -> list[tuple[str, str]
 def describe_step(fault: PlannedFault) -> str:
     """One fault of a schedule in words."""
     step, trigger = fault.step, fault.step.trigger
-    words = [step.fault, fault.target_text()]
+    words = [step.fault, fault.in_words()]
     if isinstance(trigger, At):
         words.append(f"at {format_duration(trigger.at_ns)}")
     elif isinstance(trigger, OnSession):

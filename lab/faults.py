@@ -61,6 +61,7 @@ def _in_adapter(kind: FaultKind) -> Fault:
     return Fault(f"adapter.{kind.name}", Target.PORT, kind.help, kind.lasting, parameters)
 
 
+_CLIENT = Parameter("client", ParameterKind.CLIENT, "which of the node's clients", required=True)
 _FROM = Parameter("from", ParameterKind.END, "frames that come from this end alone")
 _MANY = (
     Parameter("count", ParameterKind.COUNT, "how many frames; 1 where neither this nor probability is given"),
@@ -93,6 +94,18 @@ _FAULTS = (
     ),
     Fault("host.crash", Target.NODE, "the host process is killed; undone, it boots again"),
     Fault("host.pause", Target.NODE, "the host process is stopped (SIGSTOP); undone, it goes on"),
+    Fault(
+        "client.close",
+        Target.NODE,
+        "a client closes its sessions, orderly; undone, it opens them again (suspend and resume)",
+        parameters=(_CLIENT,),
+    ),
+    Fault(
+        "client.crash",
+        Target.NODE,
+        "a client gets no callback any more, and the manager closes its sessions; undone, it is made anew",
+        parameters=(_CLIENT,),
+    ),
     Fault("adapter.die", Target.PORT, "the adapter stops for good; undone, it is replaced by a new one"),
     Fault(
         "adapter.reset",

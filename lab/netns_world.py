@@ -21,7 +21,16 @@ from lab.errors import LabError
 from lab.fabric.client import Fabric, HostSilent
 from lab.injector.rules import FORGING
 from lab.plan import Plan
-from lab.world import Firing, HostUnreachable, PlannedFault, cable_at, firing_of, rule_cables, rule_of
+from lab.world import (
+    Firing,
+    HostUnreachable,
+    PlannedFault,
+    cable_at,
+    client_requests,
+    firing_of,
+    rule_cables,
+    rule_of,
+)
 
 if TYPE_CHECKING:
     from emul.service_port import ServicePort
@@ -231,6 +240,8 @@ class NetnsWorld:
             ),
             "host.crash": (lambda f: self.kill_host(_target(f)), lambda f: self.boot_host(_target(f))),
             "host.pause": (lambda f: self.pause_host(_target(f)), lambda f: self.resume_host(_target(f))),
+            "client.close": (self._do_to_client, self._open_client),
+            "client.crash": (self._do_to_client, self._open_client),
             "adapter.die": (
                 lambda f: self.fabric.kill_adapter(*_port(f)),
                 lambda f: self.fabric.start_adapter(*_port(f)),
@@ -243,6 +254,20 @@ class NetnsWorld:
         if fault.kind not in doings:
             raise LabError(f"the world {self.name} can't do {fault.kind}")
         return doings[fault.kind]
+
+    def _do_to_client(self, fault: PlannedFault) -> int:
+        return self._ask_client(fault, client_requests(fault)[0])
+
+    def _open_client(self, fault: PlannedFault) -> int:
+        return self._ask_client(fault, client_requests(fault)[1])
+
+    def _ask_client(self, fault: PlannedFault, request: Mapping[str, object]) -> int:
+        at = time.monotonic_ns()
+        with suppress(HostUnreachable):  # a host that is down opens its clients when it boots
+            reply = self.host(_target(fault), request)
+            if "error" in reply:
+                raise LabError(f"{fault.kind} {fault.step.target}: {reply['error']}")
+        return at
 
     def kill_host(self, node: str) -> int:
         """The host is gone when this returns; gives when it was killed."""

@@ -30,6 +30,8 @@ class ParameterKind(Enum):
     """A whole number between the parameter's own bounds."""
     WORD = "word"
     """One of the parameter's words."""
+    CLIENT = "client"
+    """A client that the target node runs."""
     QUEUE_PAIRS = "queue pairs"
     """A role of queue pairs, or a queue pair's number."""
 
@@ -111,12 +113,19 @@ def _end(value: object) -> str:
     return value
 
 
+def _client(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected the name of a client, found {units.found(value)}")
+    return value
+
+
 _PARSERS: dict[ParameterKind, Callable[[object], int | float | str]] = {
     ParameterKind.DURATION: units.parse_duration,
     ParameterKind.SIZE: units.parse_size,
     ParameterKind.COUNT: parse_count,
     ParameterKind.PROBABILITY: _probability,
     ParameterKind.END: _end,
+    ParameterKind.CLIENT: _client,
     ParameterKind.QUEUE_PAIRS: _queue_pairs,
 }
 _SCHEMAS: dict[ParameterKind, dict[str, object]] = {
@@ -125,6 +134,7 @@ _SCHEMAS: dict[ParameterKind, dict[str, object]] = {
     ParameterKind.COUNT: {"type": "integer", "minimum": 1, "maximum": COUNT_MAX},
     ParameterKind.PROBABILITY: {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
     ParameterKind.END: {"type": "string"},
+    ParameterKind.CLIENT: {"type": "string"},
     ParameterKind.NUMBER: {"type": "integer"},
     ParameterKind.WORD: {"type": "string"},
     ParameterKind.QUEUE_PAIRS: {"anyOf": [{"enum": list(ROLES)}, {"type": "integer", "minimum": 1}]},

@@ -105,6 +105,7 @@ class Plan:
             ],
             "partners": [self._partner_config(node, partner) for partner in self.partners(node)],
             "clients": list(plan.clients),
+            "client_code": [client.config() for client in self.topology.own_clients],
             "nvram": str(directory / "nvram.img"),
             "nvram_bytes": plan.nvram_bytes,
             "node_memory": str(directory / "node.mem"),

@@ -18,7 +18,7 @@ from lab.plan import Plan
 from lab.scenario import Scenario
 from lab.schedule import Schedule
 from lab.sessions import expected_sessions, expected_streams, pairs
-from lab.topology import CLIENTS, Topology
+from lab.topology import Topology
 from lab.watcher import FlowWatch, Watcher
 from lab.world import HostUnreachable, World
 
@@ -299,7 +299,7 @@ class Runner:
         world, ids, now = self.world, self.plan.node_ids, self.world.now()
         return Evidence(
             nodes={number: name for name, number in ids.items()},
-            clients={CLIENTS.index(client) + 1: client for client in CLIENTS},
+            clients=dict(enumerate(self.topology.client_names, start=1)),
             sessions=self._watcher.sessions,
             streams=expected_streams(self.plan, self.scenario),
             entries=merge([list(read_entries(world.history(node))) for node in ids]),
@@ -348,7 +348,8 @@ class Runner:
         return next((name for name, known in self.plan.node_ids.items() if known == number), str(number))
 
     def _session_name(self, session: Session) -> str:
-        client = CLIENTS[session.client - 1] if 0 < session.client <= len(CLIENTS) else str(session.client)
+        names = self.topology.client_names
+        client = names[session.client - 1] if 0 < session.client <= len(names) else str(session.client)
         return f"{client} {self._node_name(session.node)}->{self._node_name(session.partner)}"
 
     def _say(self, phase: str, text: str, at: int | None = None) -> None:
@@ -357,13 +358,23 @@ class Runner:
 
     def _tell_entry(self, kind: Kind, at: int, session: Session, extra: int) -> None:
         """Tells of alerts and path changes while the load runs."""
-        if not self._load_at or kind not in (Kind.PATH_DOWN, Kind.PATH_UP, Kind.READY_ALERT, Kind.ERROR_ALERT):
-            return
+        if not self._load_at or kind not in _TOLD or (kind == Kind.SESSION_CLOSED and not self._unloaded):
+            return  # at the end all sessions are closed, which nobody wants to read one by one
         way = f"{self._node_name(session.node)}->{self._node_name(session.partner)}"
         if kind in (Kind.PATH_DOWN, Kind.PATH_UP):
-            self._say("path", f"{way} path {extra} {'down' if kind == Kind.PATH_DOWN else 'up'}", at)
+            self._say("path", f"{way} path {extra} {_TOLD[kind]}", at)
         else:
-            self._say("alert", f"{self._session_name(session)} {'ready' if kind == Kind.READY_ALERT else 'broken'}", at)
+            self._say("alert", f"{self._session_name(session)} {_TOLD[kind]}", at)
+
+
+_TOLD = {
+    Kind.PATH_DOWN: "down",
+    Kind.PATH_UP: "up",
+    Kind.READY_ALERT: "ready",
+    Kind.ERROR_ALERT: "broken",
+    Kind.SESSION_CLOSED: "closed",
+}
+"""What is told while the load runs, and the word for it."""
 
 
 def _within(parameters: Mapping[str, object]) -> int:

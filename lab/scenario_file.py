@@ -41,7 +41,7 @@ from lab.scenario import (
     Trigger,
     Workload,
 )
-from lab.topology import CLIENTS, Topology
+from lab.topology import LOADABLE, Topology
 from lab.units import format_size, found
 from lab.validation import NAME_PATTERN, Duration, FileModel, Size, in_file_order, validate
 from lab.yaml_tree import Document, Place, parse_document, read_document
@@ -190,10 +190,13 @@ class _Reader:
         loads: dict[str, Workload] = {}
         for client, load in self.model.workload.items():
             place = ("workload", client)
-            if client not in CLIENTS:
-                self._unknown(place, "client", client, CLIENTS, key=True)
+            if client not in self.topology.client_names:
+                self._unknown(place, "client", client, self.topology.client_names, key=True)
             elif client not in running:
                 self._wrong(place, f"no node of {self.topology.name} runs the client {client}", key=True)
+            elif client not in LOADABLE:
+                driven = " and ".join(LOADABLE)
+                self._wrong(place, f"expected {driven}, found {client}: it works by itself", key=True)
             if not RECORD_MIN_BYTES <= load.record <= RECORD_MAX_BYTES:
                 bounds = f"{format_size(RECORD_MIN_BYTES)} to {format_size(RECORD_MAX_BYTES)}"
                 self._wrong((*place, "record"), f"record: expected {bounds}, found {format_size(load.record)}")
@@ -224,6 +227,7 @@ class _Reader:
             known = [field.alias or name for name, field in StepModel.model_fields.items()]
             parameters = self._parameters(place, own, fault.parameters, fault.name, known)
             self._check_ends(place, step, fault, parameters)
+            self._check_client(place, step, fault, parameters)
             steps.append(Step(trigger, step.fault, step.target, step.duration, parameters))
         return tuple(steps)
 
@@ -270,8 +274,8 @@ class _Reader:
         state = on.session or SESSION_STATES[0]
         if state not in SESSION_STATES:
             self._unknown((*place, "session"), "session state", state, SESSION_STATES)
-        if on.client is not None and on.client not in CLIENTS:
-            self._unknown((*place, "client"), "client", on.client, CLIENTS)
+        if on.client is not None and on.client not in self.topology.client_names:
+            self._unknown((*place, "client"), "client", on.client, self.topology.client_names)
         if on.node is not None and on.node not in self.topology.nodes:
             self._unknown((*place, "node"), "node", on.node, self.topology.nodes)
         return OnSession(state, on.client, on.node)
@@ -331,6 +335,17 @@ class _Reader:
             if parameter.kind is ParameterKind.END and name is not None and name not in owners:
                 message = f'{parameter.name}: cable {step.target} ends at {" and ".join(owners)}, found "{name}"'
                 self._wrong((*place, parameter.name), message)
+
+    def _check_client(
+        self, place: Place, step: StepModel, fault: Fault, parameters: dict[str, int | float | str]
+    ) -> None:
+        node = self.topology.nodes.get(step.target or "")
+        for parameter in fault.parameters:
+            name = parameters.get(parameter.key)
+            if parameter.kind is ParameterKind.CLIENT and name is not None and node and name not in node.clients:
+                runs = ", ".join(node.clients) or "none"
+                hint = did_you_mean(str(name), node.clients) or f"; it runs: {runs}"
+                self._wrong((*place, parameter.name), f'client: {node.name} runs no "{name}"{hint}')
 
     def _unknown(self, place: Place, what: str, word: str, known: Iterable[str], *, key: bool = False) -> None:
         names = list(known)

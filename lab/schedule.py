@@ -10,7 +10,6 @@ from lab.check.evidence import FaultRecord, Session
 from lab.faults import FAULTS
 from lab.plan import Plan
 from lab.scenario import At, OnSession, Step
-from lab.topology import CLIENTS
 from lab.world import Firing, PlannedFault, World, touched
 
 _SESSION_STATES = {Kind.READY_ALERT: "ready", Kind.ERROR_ALERT: "broken", Kind.SESSION_CLOSED: "closed"}
@@ -40,6 +39,7 @@ class Schedule:
 
     def __init__(self, plan: Plan, world: World, steps: Sequence[Step], tell: Tell) -> None:
         self._plan = plan
+        self._clients = plan.topology.client_names
         self._world = world
         self._tell = tell
         self._entries = [_Scheduled(PlannedFault(index + 1, step)) for index, step in enumerate(steps)]
@@ -91,7 +91,7 @@ class Schedule:
         for entry in self._entries:
             trigger = entry.fault.step.trigger
             if entry.at is None and isinstance(trigger, OnSession) and trigger.state == state:
-                client_fits = trigger.client in (None, CLIENTS[session.client - 1])
+                client_fits = trigger.client in (None, self._clients[session.client - 1])
                 if client_fits and trigger.node in (None, node):
                     self._apply(entry)
 
@@ -151,8 +151,8 @@ class Schedule:
         entry.at = at
         if entry.fault.step.duration_ns is not None:
             entry.clear_at = at + entry.fault.step.duration_ns
-        self._tell("fault", f"{entry.fault.kind} {entry.fault.target_text()}", at)
+        self._tell("fault", f"{entry.fault.kind} {entry.fault.in_words()}", at)
 
     def _clear(self, entry: _Scheduled) -> None:
         entry.cleared = self._world.clear(entry.fault)
-        self._tell("heal", f"{entry.fault.kind} {entry.fault.target_text()} undone", entry.cleared)
+        self._tell("heal", f"{entry.fault.kind} {entry.fault.in_words()} undone", entry.cleared)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import cast
 
+from ccm.client_code import EXAMPLE
+from ccm.exchange import NAME_BYTES
 from lab.expectations import EXPECTATIONS
 from lab.faults import FAULTS
 from lab.parameters import Parameter
 from lab.scenario import OPCODE_GROUPS, OPCODES, SESSION_STATES
 from lab.scenario_file import ScenarioModel
-from lab.topology import CLIENTS
+from lab.topology import CLIENTS, LOADABLE
 from lab.topology_file import INTERFACE_NAME_MAX, NAME_MAX, TopologyModel
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -23,7 +25,12 @@ def topology_schema() -> Schema:
     node = _properties(schema, "NodeModel")
     name = {"type": "string", "pattern": r"^[A-Za-z][A-Za-z0-9_-]*$", "maxLength": INTERFACE_NAME_MAX}
     _items(node["adapters"])["items"] = name
-    _items(node["clients"])["items"] = {"enum": list(CLIENTS)}
+    client = {"type": "string", "pattern": name["pattern"], "maxLength": NAME_BYTES, "examples": list(CLIENTS)}
+    _items(node["clients"])["items"] = client
+    own = cast("Schema", cast("Schema", schema["properties"])["client_code"])
+    reference = {"type": "string", "pattern": ":[A-Za-z_][A-Za-z0-9_]*$", "description": f"Expected: {EXAMPLE}."}
+    own["propertyNames"] = {"pattern": name["pattern"], "maxLength": NAME_BYTES}
+    own["additionalProperties"] = {"anyOf": [{"$ref": "#/$defs/ClientCodeModel"}, reference]}
     for key in ("nodes", "cables"):
         names = {"pattern": name["pattern"], "maxLength": NAME_MAX}
         cast("Schema", cast("Schema", schema["properties"])[key])["propertyNames"] = names
@@ -48,7 +55,7 @@ def scenario_schema() -> Schema:
     step["oneOf"] = [{"required": ["at"]}, {"required": ["on"]}]
     _properties(schema, "FrameModel")["opcode"] = {"enum": [*OPCODE_GROUPS, *OPCODES]}
     _properties(schema, "OnModel")["session"] = {"enum": list(SESSION_STATES)}
-    cast("Schema", top["workload"])["propertyNames"] = {"enum": list(CLIENTS)}
+    cast("Schema", top["workload"])["propertyNames"] = {"enum": list(LOADABLE)}
     top["expect"] = {
         "type": "object",
         "minProperties": 1,

@@ -6,7 +6,6 @@ from lab.check.evidence import Session
 from lab.check.mirror import MIRROR_CLIENT
 from lab.plan import Plan
 from lab.scenario import Scenario
-from lab.topology import CLIENTS
 
 
 def pairs(plan: Plan) -> list[tuple[str, str]]:
@@ -22,7 +21,7 @@ def expected_sessions(plan: Plan) -> list[Session]:
     for node, other in pairs(plan):
         for client in sorted(set(plan.topology.nodes[node].clients) & set(plan.topology.nodes[other].clients)):
             if client != MIRROR_CLIENT or (other in _neighbours(plan, node) and node in _neighbours(plan, other)):
-                number = CLIENTS.index(client) + 1
+                number = plan.topology.client_names.index(client) + 1
                 sessions.append(Session(plan.node_ids[node], plan.node_ids[other], number))
     return sessions
 
@@ -32,7 +31,7 @@ def expected_streams(plan: Plan, scenario: Scenario) -> list[Session]:
     names = {number: name for name, number in plan.node_ids.items()}
     streams = []
     for session in expected_sessions(plan):
-        client = CLIENTS[session.client - 1]
+        client = plan.topology.client_names[session.client - 1]
         if client not in scenario.workload:
             continue
         if client != MIRROR_CLIENT or names[session.partner] == _neighbours(plan, names[session.node])[0]:

@@ -6,6 +6,7 @@ bits a second. What addresses and paths follow from it is lab.plan's business.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,9 @@ DELAY_RESOLUTION_NS = 1 * MILLISECOND
 RATE_MIN_BPS = 1_000_000
 KINDS = ("netns", "docker", "vm")
 CLIENTS = ("nvram-mirror", "echo", "failover-monitor")
-"""Clients of the manager that come with it; their number in a history is their place here + 1."""
+"""Clients of the manager that come with it."""
+LOADABLE = CLIENTS[:2]
+"""Those that a scenario's workload can drive."""
 DEFAULT_CLUSTER_KEY = "ccm-lab"
 
 
@@ -52,6 +55,26 @@ class Node:
     memory_bytes: int | None = None
     """Main memory that it may use at the most; None: all."""
     boot: BootTimes = BootTimes()
+
+
+@dataclass(frozen=True, slots=True)
+class OwnClient:
+    """A client of the user's own: where its class is (`ccm.client_code`), and what its constructor is given."""
+
+    name: str
+    code: str
+    options: Mapping[str, object]
+    path: tuple[str, ...] = ()
+    """Directories in which its modules are looked for."""
+
+    def directories(self) -> list[str]:
+        """Where its code may lie: the file's directory, or where modules are looked for."""
+        module = self.code.rpartition(":")[0]
+        return [str(Path(module).parent)] if module.endswith(".py") else list(self.path)
+
+    def config(self) -> dict[str, object]:
+        """What hosts are told."""
+        return {"name": self.name, "code": self.code, "options": dict(self.options), "path": list(self.path)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +128,14 @@ class Topology:
     """Whether the hosts write down all that their managers are told and want (ccm.journal)."""
     settings: Settings = DEFAULTS
     """Of the connection managers of all nodes."""
+    own_clients: tuple[OwnClient, ...] = ()
+    directory: Path = Path()
+    """Where its references to files count from."""
+
+    @property
+    def client_names(self) -> tuple[str, ...]:
+        """All clients that nodes may run; a client's number in a history is its place here + 1."""
+        return (*CLIENTS, *(client.name for client in self.own_clients))
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Topology:
@@ -114,11 +145,11 @@ class Topology:
         return load_topology(name_or_path)
 
     @classmethod
-    def parse(cls, text: str, file: str = "<text>") -> Topology:
-        """As `load`, from text; `file` is what messages call it."""
+    def parse(cls, text: str, file: str = "<text>", directory: Path | None = None) -> Topology:
+        """As `load`, from text; `file` is what messages call it, and references to files count from `directory`."""
         from lab.topology_file import parse_topology
 
-        return parse_topology(text, file)
+        return parse_topology(text, file, directory)
 
     def has_port(self, node: str, adapter: str) -> bool:
         """Whether there is such an adapter."""

@@ -18,9 +18,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from ccm.exchange import CLIENTS_MAX
 from emul.clock import MILLISECOND
-from lab import settings_file, units
+from lab import own_clients, settings_file, units
 from lab.errors import InputError, Problem, did_you_mean
+from lab.own_clients import ClientCodeModel
 from lab.plan import Plan
 from lab.resources import locate
 from lab.settings_file import SettingsModel, settings_of
@@ -109,29 +111,36 @@ class TopologyModel(FileModel):
     )
     journal: bool = False
     ccm: SettingsModel = SettingsModel()
+    client_code: dict[str, Annotated[ClientCodeModel, BeforeValidator(own_clients.from_short_form)]] = Field(
+        default_factory=dict
+    )
 
 
 def load_topology(name_or_path: str | Path) -> Topology:
     """Reads a topology file, or one that ships by its name. Raises InputError."""
     path = locate(name_or_path, "topology")
-    return _build(read_document(path), path)
+    return _build(read_document(path), path, path.parent)
 
 
-def parse_topology(text: str, file: str) -> Topology:
-    """As `load_topology`, from text."""
-    return _build(parse_document(text, file), None)
+def parse_topology(text: str, file: str, directory: Path | None = None) -> Topology:
+    """As `load_topology`, from text; references to files count from `directory` (None: where we are)."""
+    return _build(parse_document(text, file), None, directory)
 
 
 def topology_from(document: Document, source: Path | None) -> Topology:
     """The topology in a document that was read already. Raises InputError."""
-    return _build(document, source)
+    return _build(document, source, source.parent if source is not None else None)
 
 
-def _build(document: Document, source: Path | None) -> Topology:
+def _build(document: Document, source: Path | None, directory: Path | None) -> Topology:
     model = validate(TopologyModel, document)
+    nodes = {name: _node(name, number, model) for number, name in enumerate(model.nodes, start=1)}
     problems = [*_name_problems(document, model), *_node_problems(document, model)]
     problems += settings_file.problems(document, model.ccm)
-    nodes = {name: _node(name, number, model) for number, name in enumerate(model.nodes, start=1)}
+    wanted = [*(model.defaults.clients or ()), *(name for node in nodes.values() for name in node.clients)]
+    owned = own_clients.own_clients(model.client_code, wanted, directory)
+    problems += _client_problems(document, model, [*CLIENTS, *owned])
+    problems += own_clients.problems(document, model.client_code, owned)
     cables = _Cables(document, model, nodes)
     problems += cables.problems()
     if problems:
@@ -139,7 +148,8 @@ def _build(document: Document, source: Path | None) -> Topology:
     built = {name: Cable(name, cables.ends[name], cable.delay, cable.rate) for name, cable in model.cables.items()}
     topology = Topology(
         model.name, nodes, tuple(model.switches), built, model.cluster_key, source, tuple(model.cluster_keys_accepted),
-        model.journal, settings_of(model.ccm),
+        model.journal, settings_of(model.ccm), tuple(owned.values()),
+        (directory or Path()).resolve(),
     )
     plan = Plan(topology)
     lonely = [node for node in nodes.values() if node.clients and not plan.partners(node.name)]
@@ -214,14 +224,23 @@ def _check_node(document: Document, place: Place, node: NodeModel) -> Iterator[P
             yield document.problem(spot, f'adapter name "{name}" is reserved by the kernel')
         if name in adapters[:index]:
             yield document.problem(spot, f'adapter "{name}" is there twice')
-    for index, name in enumerate(node.clients or []):
-        spot = (*place, "clients", index)
-        if name not in CLIENTS:
-            hint = did_you_mean(name, CLIENTS) or f" (known: {', '.join(CLIENTS)})"
-            yield document.problem(spot, f'unknown client "{name}"{hint}')
-        if node.clients and name in node.clients[:index]:
-            yield document.problem(spot, f'client "{name}" is there twice')
     yield from _check_sizes(document, place, node)
+
+
+def _client_problems(document: Document, model: TopologyModel, known: list[str]) -> Iterator[Problem]:
+    places: list[tuple[Place, NodeModel | None]] = [(("defaults",), model.defaults)]
+    places += [(("nodes", name), node) for name, node in model.nodes.items()]
+    for place, node in places:
+        names = (node.clients if node is not None else None) or []
+        for index, name in enumerate(names):
+            spot: Place = (*place, "clients", index)
+            if name not in known:
+                hint = did_you_mean(name, known) or f" (known: {', '.join(known)}; your own: see client_code)"
+                yield document.problem(spot, f'unknown client "{name}"{hint}')
+            if name in names[:index]:
+                yield document.problem(spot, f'client "{name}" is there twice')
+        if len(names) > CLIENTS_MAX:
+            yield document.problem((*place, "clients"), f"expected at most {CLIENTS_MAX} clients, found {len(names)}")
 
 
 def _check_sizes(document: Document, place: Place, node: NodeModel) -> Iterator[Problem]:

@@ -159,16 +159,17 @@ def _lost(evidence: Evidence, client: str, stream: Session) -> int:
 
 
 def schedule_json(
-    scenario: Scenario, topology_text: str, world: str, wire: str, seed: int, hashed: str = ""
+    scenario: Scenario, topology_text: str, world: str, wire: str, seed: int, hashed: str = "", directory: str = ""
 ) -> dict[str, object]:
-    """The run as data: enough to do it again. `topology_text` is the topology's file as it was, `hashed` the run's
-    schedule_hash.
+    """The run as data: enough to do it again. `topology_text` is the topology's file as it was, `directory` where
+    references in it count from, `hashed` the run's schedule_hash.
     """
     return {
         "format": 1,
         "scenario": scenario.name,
         "topology": scenario.topology,
         "topology_text": topology_text,
+        "topology_directory": directory,
         "world": world,
         "wire": wire,
         "seed": seed,

@@ -58,6 +58,11 @@ class PlannedFault:
         """Whether a rule has to watch for its trigger from the start of the load on."""
         return isinstance(self.step.trigger, OnFrame)
 
+    def in_words(self) -> str:
+        """For people: the target, and which of the node's clients where one is meant."""
+        client = self.step.parameters.get("client")
+        return self.target_text() + (f" {client}" if client is not None else "")
+
     def target_text(self) -> str:
         """For people: the target, or the frame that it waits for."""
         if self.step.target is not None:
@@ -139,6 +144,12 @@ class World(Protocol):
 
     def leftovers(self) -> list[str]:
         """After `stop`: what is still there."""
+
+
+def client_requests(fault: PlannedFault) -> tuple[dict[str, object], dict[str, object]]:
+    """What a host is asked for a fault of the family `client`, and to undo it."""
+    client = fault.step.parameters["client"]
+    return {"op": fault.kind, "client": client}, {"op": "client.open", "client": client}
 
 
 @dataclass(slots=True)

@@ -169,6 +169,11 @@ class Load:
         self.given_up += len(self._under_way)
         self._under_way.clear()
 
+    def on_gone(self, now: Instant) -> None:
+        """The client itself is no more."""
+        if self._session is not None:
+            self.on_lost(self._session, now)
+
     def on_committed(self, session: Session, now: Instant) -> None:
         """Observer."""
         sequence, offset, length, digest, submitted_at = self._under_way.popleft()
@@ -241,6 +246,10 @@ class MirrorLoad(Load):
             raise ValueError(f"{self._slots} records fit the log, more than the depth of {spec.depth} are needed")
         self._maker = RecordMaker(origin.node, origin.incarnation, spec.record_bytes, seed)
 
+    def adopt(self, mirror: NvramMirror) -> None:
+        """Goes on with another mirror of the same log."""
+        self._mirror = mirror
+
     def _submit_one(self, session: Session, now: Instant) -> bool:
         if len(session.streams[0].entries) >= MIRROR_DEPTH:
             return False
@@ -265,6 +274,10 @@ class EchoLoad(Load):
         super().__init__(spec, origin, partner, history, first_sequence, now=now)
         self._echo = echo
         self._maker = RecordMaker(origin.node, origin.incarnation, spec.record_bytes - ECHO_HEADER_BYTES, seed)
+
+    def adopt(self, echo: Echo) -> None:
+        """Goes on with another echo client."""
+        self._echo = echo
 
     def _submit_one(self, session: Session, now: Instant) -> bool:
         if self._echo.room(self.partner) <= 0:

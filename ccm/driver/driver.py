@@ -20,10 +20,12 @@ from ccm.client import Client, Partner
 from ccm.driver.notes import Notes
 from ccm.driver.peers import PeerDriver
 from ccm.driver.sessions import SessionDriver
-from ccm.driver.wiring import EXCEPTIONS_MAX, DriverConfig, Log, Wiring
+from ccm.driver.timed import TimedClients
+from ccm.driver.wiring import DriverConfig, Log, Wiring
 from ccm.history import HistoryWriter
 from ccm.journal import JournalledManager
 from ccm.manager import Manager
+from ccm.needs import client_key
 from ccm.peering import PartnerConfig
 from ccm.session import SessionState
 from emul.clock import MILLISECOND, Instant, earliest
@@ -62,12 +64,13 @@ class Driver:
         clock: Callable[[], int] | None = None,
         journal: Callable[[str], None] | None = None,
     ) -> None:
-        self._wiring = wiring = Wiring(config, incarnation, node_memory, history, clients, log, now=now)
+        self._wiring = wiring = Wiring(config, incarnation, node_memory, history, clients, log, now=now, clock=clock)
         wiring.ports = [None] * len(contexts)
         rng = random.Random(seed ^ (incarnation << 32))
         self._peers = PeerDriver(wiring, rng)
         self._sessions = SessionDriver(wiring, rng)
         self._execute_one = _dispatch(self._peers, self._sessions, Notes(wiring))
+        self._timed = TimedClients(wiring, clients)
         self._contexts = list(contexts)
         self._reopen = reopen if reopen is not None else self._contexts.__getitem__
         self._reopen_at: Instant | None = None
@@ -142,38 +145,46 @@ class Driver:
         for client in self._wiring.clients.values():
             try:
                 self.open_client(client, now)
-            except Exception as error:  # one client's mistake is not the others'
+            except (Exception, SystemExit) as error:  # one client's mistake is not the others'
                 self._wiring.on_client_exception(client.name, error)
                 self._pump()
 
-    def open_client(self, client: Client, now: Instant) -> None:
-        """(Re)opens one client's sessions. Raises NeedsError for needs that no session can give."""
-        self._wiring.now = now
-        for partner in self._wiring.partners.values():
-            self._wiring.open_session(client, partner)
+    def open_client(self, client: Client, now: Instant, partner: int | None = None) -> None:
+        """(Re)opens one client's sessions, or the one with `partner`. Raises NeedsError for needs that no session can
+        give.
+        """
+        self._wiring.set_now(now)
+        for each in self._wiring.partners.values():
+            if partner in (None, each.id):
+                self._wiring.open_session(client, each)
         self._pump()
 
     def clients_on_time(self, now: Instant) -> None:
         """Runs the timers of clients that are due."""
-        for client in self._wiring.clients.values():
-            deadline = self._client_deadline(client)
-            if deadline is not None and now >= deadline:
-                self._wiring.call(client, partial(client.on_time, now))
+        self._timed.run(now)
 
     def clients_deadline(self) -> Instant | None:
         """The earliest of them."""
-        return earliest(*map(self._client_deadline, self._wiring.clients.values()))
+        return self._timed.deadline()
 
-    def _client_deadline(self, client: Client) -> Instant | None:
-        """None also for a client that raises too often: its timers could keep the host busy for ever."""
-        wiring = self._wiring
-        if wiring.client_errors and wiring.client_errors.get(client.name, 0) >= EXCEPTIONS_MAX:
-            return None
-        try:
-            return client.next_deadline()
-        except Exception as error:
-            wiring.on_client_exception(client.name, error)
-            return None
+    def close_client(self, client: Client, now: Instant, partner: int | None = None) -> None:
+        """Orderly close of a client's sessions, or of the one with `partner`."""
+        self._wiring.set_now(now)
+        for number in self._wiring.partners if partner is None else (partner,):
+            self._wiring.tell(ev.ClientClosed(number, client.name))
+        self._pump()
+
+    def call(self, client: Client, callback: Callable[[], None]) -> None:
+        """Calls a client; what it raises is noted and goes no further."""
+        self._wiring.call(client, callback)
+
+    def replace_client(self, client: Client) -> None:
+        """Another object takes the place of the client of that name, and gets its callbacks from now on."""
+        clients = self._wiring.clients
+        clients[client_key(client.name)] = client
+        self._sessions.replace_client(client)
+        self._timed.adopt(list(clients.values()))
+        self._wiring.client_errors.pop(client.name, None)
 
     def close_all(self, now: Instant) -> None:
         """Orderly close of every session."""
@@ -221,9 +232,11 @@ class Driver:
         return self._wiring.partners
 
     @property
-    def client_errors(self) -> dict[str, int]:
-        """How often each client's callbacks raised."""
-        return self._wiring.client_errors
+    def client_errors(self) -> dict[str, dict[str, object]]:
+        """How often each client's callbacks raised, and what the last time."""
+        wiring = self._wiring
+        counts, last = wiring.client_errors, wiring.last_errors
+        return {name: {"count": counts[name], "last": last[name]} for name in counts}
 
     def counters(self) -> list[dict[str, object]]:
         """State and counters of each adapter."""

@@ -8,16 +8,18 @@ from functools import partial
 
 from ccm import actions as ac
 from ccm import events as ev
-from ccm.client import Client, Region, Session
-from ccm.driver.wiring import Wiring
+from ccm.client import Client, Partner, Region, Session
+from ccm.driver.wiring import SLOW_NS, Wiring, checked_region
 from ccm.history import Kind
 from ccm.lanes import REQUEST_MAX_NS, Lanes, PathLife
+from ccm.needs import NeedsError
 from ccm.stream import Stream
 from emul.clock import MILLISECOND, Instant, after
 from emul.errors import RDMAError
 from emul.node_memory import fence_slot
 from emul.vocabulary import WCStatus
 
+OWN_CLIENTS = "ccm.clients."
 STUCK_LOOK_NS = 250 * MILLISECOND
 """How often requests that don't complete are looked for."""
 
@@ -64,6 +66,12 @@ class SessionDriver:
                 pass
         self._lanes.clear()
 
+    def replace_client(self, client: Client) -> None:
+        """Its sessions' callbacks go to this object from now on."""
+        for (_, _, key), lanes in self._lanes.items():
+            if self._wiring.clients[key] is client:
+                lanes.adopt(client)
+
     # queue pairs
 
     def open_lanes(self, action: ac.OpenLanes) -> None:
@@ -88,7 +96,7 @@ class SessionDriver:
         if port is None:
             wiring.tell(ev.LanesFailed(*which, "the adapter is dead"))
             return
-        regions = wiring.ask(client, lambda: (client.source(partner), client.exposed(partner)), None)
+        regions = wiring.ask(client, lambda: self._regions(client, partner, action.needs.exposed_bytes), None)
         if regions is None:  # without its memory the client gets no session; the path and the others go on
             wiring.tell(ev.ClientClosed(partner.id, client.name))
             return
@@ -106,6 +114,13 @@ class SessionDriver:
             return
         entry = lanes.entry()
         wiring.tell(ev.LanesOpened(*which, entry.vis, entry.rkey, entry.address, entry.length))
+
+    def _regions(self, client: Client, partner: Partner, exposed_bytes: int) -> tuple[Region | None, Region | None]:
+        source = checked_region(client.source(partner), "source")
+        exposed = checked_region(client.exposed(partner), "exposed")
+        if exposed_bytes != (exposed.length if exposed is not None else 0):
+            raise NeedsError(f"{exposed_bytes} exposed bytes were agreed, exposed() gave {exposed}")
+        return source, exposed
 
     def _connecting(self, action: ac.ConnectLanes) -> Iterator[None]:
         wiring, which = self._wiring, (action.partner, action.path, action.client, action.epoch)
@@ -224,9 +239,25 @@ class SessionDriver:
         suspected = status in (WCStatus.RETRY_EXC_ERR, WCStatus.FATAL_ERR)
         wiring.tell(ev.ViFailed(partner, lanes.path, session.client_key, session.epoch, suspected, status.name))
 
-    def on_client_exception(self, name: str, error: Exception) -> None:
+    def on_client_exception(self, name: str, error: BaseException) -> None:
         """LaneOwner."""
         self._wiring.on_client_exception(name, error)
+
+    def watched(self, client: Client, callback: Callable[..., None]) -> Callable[..., None]:
+        """LaneOwner: the callback, timed where it may be anybody's; the manager's own clients don't block."""
+        clock, name = self._wiring.clock, client.name
+        if clock is None or type(client).__module__.startswith(OWN_CLIENTS):
+            return callback
+
+        def timed(*arguments: object) -> None:
+            begun = clock()
+            try:
+                callback(*arguments)
+            finally:
+                if clock() - begun >= SLOW_NS:
+                    self._wiring.on_slow_client(name, clock() - begun)
+
+        return timed
 
     # alerts
 

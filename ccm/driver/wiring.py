@@ -9,17 +9,20 @@ from typing import TypeVar
 
 from ccm import events as ev
 from ccm.adapter_port import AdapterPort
-from ccm.client import Client, Partner
+from ccm.client import Client, Partner, Region
 from ccm.driver.chores import Chores
 from ccm.history import HistoryWriter, Kind
-from ccm.needs import NeedsError, client_key
+from ccm.needs import Needs, NeedsError, client_key
 from ccm.settings import DEFAULTS, Settings
-from emul.clock import Instant
+from emul.clock import MILLISECOND, Instant
 from emul.errors import DeviceGone, RDMAError
+from emul.memory import Memory
 from emul.node_memory import NodeMemory
 
 EXCEPTIONS_MAX = 64
 """A client whose callbacks raised this often loses its sessions."""
+SLOW_NS = 20 * MILLISECOND
+"""A callback that takes longer is named in the log."""
 
 T = TypeVar("T")
 Log = Callable[[str, dict[str, object]], None]
@@ -54,8 +57,9 @@ class Wiring:
 
     def __init__(
         self, config: DriverConfig, incarnation: int, node: NodeMemory, history: HistoryWriter,
-        clients: Sequence[Client], log: Log, *, now: Instant,
+        clients: Sequence[Client], log: Log, *, now: Instant, clock: Callable[[], int] | None = None,
     ) -> None:  # fmt: skip
+        self.clock = clock
         self.config = config
         self.incarnation = incarnation
         self.node = node
@@ -68,6 +72,9 @@ class Wiring:
         self.paths = {(number, path.index): path for number, (_, paths) in config.partners.items() for path in paths}
         self.clients = {client_key(client.name): client for client in clients}
         self.client_errors: dict[str, int] = {}
+        """How often each client's callbacks raised, and ..."""
+        self.last_errors: dict[str, str] = {}
+        """... what the last time, and where."""
         self._history = history
 
     def tell(self, event: ev.Event) -> None:
@@ -106,17 +113,24 @@ class Wiring:
         )  # fmt: skip
 
     def call(self, client: Client, callback: Callable[[], None]) -> None:
-        """Calls a client; what it raises stays here."""
+        """Calls a client; what it raises stays here, and taking long is noted."""
+        begun = self.clock() if self.clock is not None else 0
         try:
             callback()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.on_client_exception(client.name, error)
+        if self.clock is not None and self.clock() - begun >= SLOW_NS:
+            self.on_slow_client(client.name, self.clock() - begun)
+
+    def on_slow_client(self, name: str, took_ns: int) -> None:
+        """A callback held everything up: nobody's sessions, probes or heartbeats went on meanwhile."""
+        self.log("client.slow", {"client": name, "ms": round(took_ns / MILLISECOND, 1)})
 
     def ask(self, client: Client, question: Callable[[], T], otherwise: T) -> T:
         """Asks a client; `otherwise` where it raises."""
         try:
             return question()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.on_client_exception(client.name, error)
             return otherwise
 
@@ -124,18 +138,46 @@ class Wiring:
         """Asks the client what it needs of a partner, and the manager for a session. Raises NeedsError, and whatever
         the client raises.
         """
-        needs = client.needs(partner)
+        needs: object = client.needs(partner)
         if needs is None:
             return
-        exposed = client.exposed(partner)
+        if not isinstance(needs, Needs):
+            raise NeedsError(f"needs() gave {needs!r:.60}, expected Needs or None")
+        exposed = checked_region(client.exposed(partner), "exposed")
         if needs.exposed_bytes != (exposed.length if exposed is not None else 0):
             raise NeedsError(f"{client.name} says {needs.exposed_bytes} exposed bytes and exposes {exposed}")
         self.tell(ev.ClientOpened(partner.id, client.name, needs))
 
-    def on_client_exception(self, name: str, error: Exception) -> None:
+    def on_client_exception(self, name: str, error: BaseException) -> None:
         """A callback raised. Counted and logged; a client that goes on so loses its sessions."""
         count = self.client_errors[name] = self.client_errors.get(name, 0) + 1
-        self.log("client.exception", {"client": name, "error": repr(error), "count": count})
+        text = self.last_errors[name] = f"{type(error).__name__}: {error}{_place_of(error)}"
+        self.log("client.exception", {"client": name, "error": text, "count": count})
         if count == EXCEPTIONS_MAX:
             for partner in self.partners:
                 self.tell(ev.ClientClosed(partner, name))
+
+
+def checked_region(region: object, question: str) -> Region | None:
+    """What a client gave for its memory. Raises NeedsError for anything but a run of bytes inside a Memory."""
+    if region is None:
+        return None
+    if not isinstance(region, Region) or not isinstance(region.memory, Memory):
+        raise NeedsError(f"{question}() gave {region!r:.60}, expected a Region of a Memory, or None")
+    if not (isinstance(region.offset, int) and isinstance(region.length, int)):
+        raise NeedsError(f"{question}() gave offset {region.offset!r}, length {region.length!r}, expected bytes")
+    if region.offset < 0 or region.length <= 0 or region.offset + region.length > region.memory.length:
+        raise NeedsError(
+            f"{question}() gave {region.length} bytes from {region.offset} of a memory of {region.memory.length}"
+        )
+    return region
+
+
+def _place_of(error: BaseException) -> str:
+    """Where it was raised: " at FILE:LINE"."""
+    trace = error.__traceback__
+    if trace is None:
+        return ""
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

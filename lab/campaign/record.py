@@ -54,7 +54,8 @@ def parse_record(data: object, file: str = "<record>") -> Recorded:
         raise InputError(file, None, None, f"expected a recorded schedule of format {FORMAT}, found {found!r}")
     try:
         text = str(data["topology_text"])
-        topology = Topology.parse(text, file) if text else Topology.load(str(data["topology"]))
+        where = Path(str(data.get("topology_directory", "")))
+        topology = Topology.parse(text, file, where) if text else Topology.load(str(data["topology"]))
         scenario = _scenario(data)
         seed = data["seed"]
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:

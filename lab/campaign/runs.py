@@ -102,7 +102,7 @@ def _record(task: Task, scenario: Scenario, result: Result | None) -> str | None
     else:
         source = task.topology.source
         text = source.read_text(encoding="utf-8") if source else ""
-        data = schedule_json(scenario, text, task.world, "", task.seed)
+        data = schedule_json(scenario, text, task.world, "", task.seed, directory=str(task.topology.directory))
         (directory / "schedule.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     return str(directory)
 

@@ -50,7 +50,8 @@ def main(args: argparse.Namespace) -> int:
     source = recorded.topology.source
     text = source.read_text(encoding="utf-8") if source else str(json.loads(file.read_text())["topology_text"])
     output = Path(args.output) if args.output else file.with_suffix(".shrunk.json")
-    data = schedule_json(best, text, recorded.world, recorded.wire, recorded.seed)
+    where = str(recorded.topology.directory)
+    data = schedule_json(best, text, recorded.world, recorded.wire, recorded.seed, directory=where)
     output.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     print(f"{len(best.steps)} of {len(recorded.scenario.steps)} faults, after {shrinker.runs} runs: {output}")
     return EXIT_PASS

@@ -208,7 +208,7 @@ class DockerNodes:
                 name=self._name(node, HOST),
                 command=_logged(host_command(config), str(content["log"])),
                 labels=self._labels(node, HOST),
-                binds=[*image.binds(), Bind(str(directory), writable=True)],
+                binds=[*image.binds(), *self._client_binds(), Bind(str(directory), writable=True)],
                 environment=image.python_environment(),
                 network_mode=shared,
                 pid_mode=shared,
@@ -216,6 +216,13 @@ class DockerNodes:
                 memory_bytes=settings.memory_bytes,
             )
         )
+
+    def _client_binds(self) -> list[Bind]:
+        """Where the code of clients of the user's own lies that no container sees anyway."""
+        seen = [bind.path for bind in image.binds()]
+        wanted = {path for client in self._plan.topology.own_clients for path in client.directories()}
+        outside = (path for path in sorted(wanted) if Path(path).is_dir() and not _is_below(path, seen))
+        return [Bind(path) for path in outside]
 
     def _host(self, node: str) -> Container:
         host = self._nodes[node].host
@@ -312,3 +319,7 @@ def _open_namespace(container: Container) -> int:
             "run the lab on the machine, or in the namespace, that the engine runs in",
         )
     return namespace
+
+
+def _is_below(path: str, others: list[str]) -> bool:
+    return any(Path(path).is_relative_to(other) for other in others)

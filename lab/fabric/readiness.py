@@ -31,7 +31,6 @@ def ready_bound_s(nodes: int) -> float:
 def boot_and_wait(fabric: Fabric, plan: Plan, timeout_s: float | None = None) -> Sequence[str]:
     """Boots all hosts and waits for their sessions. What is still missing at the bound, in words; empty: all ready."""
     from lab.sessions import expected_sessions
-    from lab.topology import CLIENTS
     from lab.watcher import Watcher
 
     nodes = list(plan.topology.nodes)
@@ -48,7 +47,7 @@ def boot_and_wait(fabric: Fabric, plan: Plan, timeout_s: float | None = None) ->
             time.sleep(_POLL_S)
         names = {number: name for name, number in plan.node_ids.items()}
         return [
-            f"{names[session.node]} -> {names[session.partner]} {CLIENTS[session.client - 1]}"
+            f"{names[session.node]} -> {names[session.partner]} {plan.topology.client_names[session.client - 1]}"
             for session in watcher.missing()
         ]
     finally:

@@ -65,7 +65,9 @@ def write_report(result: Result, topology: Topology, directory: Path) -> None:
     text = topology.source.read_text(encoding="utf-8") if topology.source else ""
     _write_json(
         directory / "schedule.json",
-        schedule_json(result.scenario, text, result.world, result.wire, result.seed, result.schedule_hash),
+        schedule_json(
+            result.scenario, text, result.world, result.wire, result.seed, result.schedule_hash, str(topology.directory)
+        ),
     )
     with (directory / "history.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(_history_lines(evidence))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +26,16 @@ from lab.sim.streams import Streams
 from lab.sim.watch import SimWatch
 from lab.topology import Cable as CablePlan
 from lab.topology import End
-from lab.world import Firing, PlannedFault, cable_at, firing_of, rule_cables, rule_of
+from lab.world import (
+    Firing,
+    HostUnreachable,
+    PlannedFault,
+    cable_at,
+    client_requests,
+    firing_of,
+    rule_cables,
+    rule_of,
+)
 
 POLL_NS = 2 * MILLISECOND
 FAULT_JITTER_NS = 3 * MILLISECOND
@@ -186,6 +196,7 @@ class SimWorld:
             return self._hardware_doing(fault, target)
         family = fault.kind.partition(".")[0]
         doings = {"cable": self._cable_doing, "host": self._host_doing, "adapter": self._adapter_doing}
+        doings["client"] = self._client_doing
         done = doings[family](fault, target) if family in doings else None
         if done is None:
             raise LabError(f"the world {self.name} can't do {fault.kind}")
@@ -204,6 +215,16 @@ class SimWorld:
     def _host_doing(self, fault: PlannedFault, target: str) -> tuple[Callable[[], None], Callable[[], None]] | None:
         node = self.nodes[target]
         return {"host.crash": (node.crash, node.boot), "host.pause": (node.pause, node.resume)}.get(fault.kind)
+
+    def _client_doing(self, fault: PlannedFault, target: str) -> tuple[Callable[[], None], Callable[[], None]]:
+        def ask(request: dict[str, object]) -> None:
+            with suppress(HostUnreachable):  # a host that is down opens its clients when it boots
+                reply = self.host(target, request)
+                if "error" in reply:
+                    raise LabError(f"{fault.kind} {target}: {reply['error']}")
+
+        done, undone = client_requests(fault)
+        return lambda: ask(done), lambda: ask(undone)
 
     def _adapter_doing(self, fault: PlannedFault, target: str) -> tuple[Callable[[], None], Callable[[], None]] | None:
         name, _, adapter = target.partition(".")

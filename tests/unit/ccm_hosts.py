@@ -30,8 +30,11 @@ class TwoHosts:
     def __init__(
         self, clients: Sequence[Sequence[Client]] = ((), ()), *, paths: int = 2, named: Sequence[str] = (),
         seed: int = 1, keys: tuple[str, str] = ("key", "key"),
-        accepted: tuple[tuple[str, ...], tuple[str, ...]] = ((), ()),
+        accepted: tuple[tuple[str, ...], tuple[str, ...]] = ((), ()), timed: bool = False,
     ) -> None:  # fmt: skip
+        self.late_ns = 0
+        """With `timed` the hosts read a clock in the midst of their turns, which is so much ahead of `now`."""
+        self._timed = timed
         self.now = Instant(10 * MILLISECOND)
         self.paths = paths
         self.keys = keys
@@ -62,6 +65,7 @@ class TwoHosts:
                 self._config(node), contexts, self.memories[node], self.nvram[node],
                 HistoryWriter(self.histories[node]), 7 + node, clients=self._clients[node],
                 log=lambda word, fields, log=log: log.append((word, fields)),
+                clock=(lambda: self.now + self.late_ns) if self._timed else None,
             )  # fmt: skip
             self.hosts[node] = host
             host.start(self.now)

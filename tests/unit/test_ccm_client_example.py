@@ -1,38 +1,40 @@
-"""The client of docs/writing-a-client.md works as the page says."""
+"""The client of docs/writing-a-client.md, topologies/clients/shared_counter.py, works as the page says."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from ccm.client import Client
+from ccm.client_code import ClientCode
 from ccm.history import Kind
 from emul.clock import MILLISECOND, SECOND
-from emul.memory import Memory
 from tests.unit.ccm_hosts import TwoHosts
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "writing-a-client.md"
-
-
-def example() -> type[Client]:
-    """The class on the page."""
-    code = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert code is not None
-    names: dict[str, type[Client]] = {}
-    exec(compile(code.group(1), str(PAGE), "exec"), names)  # noqa: S102 - our own page
-    return names["SharedCounter"]
+ROOT = Path(__file__).resolve().parents[2]
+FILE = ROOT / "topologies" / "clients" / "shared_counter.py"
+BY_HAND = 1_000_000
+"""Counts by itself only every so many ms: not in these stories."""
 
 
 def counters():
-    kind = example()
-    return kind(Memory.plain(4096)), kind(Memory.plain(4096))
+    code = ClientCode("shared-counter", f"{FILE}:SharedCounter", {"every_ms": BY_HAND})
+    return code.make(), code.make()
 
 
-def test_a_value_reaches_the_partner_and_a_word_follows_it():
+def pair():
     ours, theirs = counters()
     world = TwoHosts(((ours,), (theirs,)))
     world.boot()
-    assert world.run(SECOND, lambda: ours.session is not None and theirs.session is not None)
+    assert world.run(SECOND, lambda: bool(ours.sessions and theirs.sessions))
+    return ours, theirs, world
+
+
+def test_the_page_shows_the_file():
+    page = (ROOT / "docs" / "writing-a-client.md").read_text(encoding="utf-8")
+    assert f"```python\n{FILE.read_text(encoding='utf-8')}```" in page
+
+
+def test_a_value_reaches_the_partner_and_a_word_follows_it():
+    ours, theirs, world = pair()
     assert ours.set(42)
     assert world.run(SECOND, lambda: ours.confirmed == 2)
     assert theirs.partners_value == 42
@@ -41,11 +43,8 @@ def test_a_value_reaches_the_partner_and_a_word_follows_it():
 
 
 def test_a_cut_cable_is_none_of_its_business():
-    ours, theirs = counters()
-    world = TwoHosts(((ours,), (theirs,)))
-    world.boot()
-    world.run(SECOND, lambda: ours.session is not None and theirs.session is not None)
-    session = ours.session
+    ours, theirs, world = pair()
+    [session] = ours.sessions.values()
     for value in range(1, 5):
         assert ours.set(value)
     world.cut(0)
@@ -53,15 +52,12 @@ def test_a_cut_cable_is_none_of_its_business():
     assert theirs.partners_value == 4
     world.run(5 * MILLISECOND)
     assert theirs.heard == [f"counter is {value}".encode() for value in range(1, 5)], "each once, in order"
-    assert ours.session is session and session.alive
+    assert list(ours.sessions.values()) == [session] and session.alive
     assert not world.history(0, Kind.ERROR_ALERT)
 
 
 def test_a_full_ledger_is_back_pressure():
-    ours, theirs = counters()
-    world = TwoHosts(((ours,), (theirs,)))
-    world.boot()
-    world.run(SECOND, lambda: ours.session is not None)
+    ours, _, world = pair()
     taken = sum(ours.set(value) for value in range(20))
     assert taken == 8, "16 requests are unconfirmed: 8 writes and 8 messages"
     assert world.run(SECOND, lambda: ours.confirmed == 16)

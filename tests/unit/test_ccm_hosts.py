@@ -247,7 +247,8 @@ def test_an_exception_in_a_client_is_counted_and_harms_nobody_else():
     load(world, 0, "nvram-mirror", 512, 4)
     world.run(20 * MILLISECOND)
     status = world.host(0).control({"op": "status"}, world.now)
-    assert status["client_errors"] == {"clumsy": 3}
+    assert status["clients"]["clumsy"]["exceptions"] == 3
+    assert status["clients"]["clumsy"]["last_exception"].startswith("RuntimeError: ")
     assert status["workload"]["nvram-mirror"]["b"]["committed"] > 20
 
 
@@ -303,7 +304,7 @@ def test_a_client_that_raises_in_one_callback_is_told_of_and_the_others_go_on(ca
     assert world.run(SECOND, others_are_ready)
     world.run(100 * MILLISECOND)
     for node in (0, 1):
-        assert world.host(node).driver.client_errors["broken"] > 0
+        assert world.host(node).driver.client_errors["broken"]["count"] > 0
         told = [fields for word, fields in world.logs[node] if word == "client.exception"]
         assert told and callback in str(told[0]["error"])
         assert not [e for e in world.history(node, Kind.ERROR_ALERT) if e.client in others]
