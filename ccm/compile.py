@@ -10,7 +10,7 @@ from emul.compiled import MODULES as ADAPTER_MODULES
 MODULES = tuple(
     f"ccm/{name}"
     for name in (
-        "actions", "adapter_port", "clients/load", "clients/nvram_mirror", "driver/chores", "driver/driver",
+        "actions", "adapter_port", "budget", "clients/load", "clients/nvram_mirror", "driver/chores", "driver/driver",
         "driver/notes", "driver/peers", "driver/sessions", "driver/wiring", "events", "exchange", "failover",
         "handshake", "history", "host", "lanes", "liveness", "pairing", "path", "pathset", "peer_link",
         "peering", "publisher", "session", "sessions", "settings", "settling", "stream",

@@ -1,7 +1,8 @@
 """Is a path alive: one-sided reads of the partner's status page, and limits that adapt to what was seen.
 
 A probe is an RDMA READ, so the partner's adapter answers it whether its host runs or not. One probe is under way at a
-time, about every `probe_interval_ns`, and less often between partners that have no work. A path is silent when a probe
+time, as often as the node's budget allows (`ccm.budget`, which also has the formula for the time that detection takes):
+about every `probe_interval_ns`, and less often between partners that have no work. A path is silent when a probe
 has been under way and nothing at all has come back on the path for its limit: the larger of a floor and several times
 the worst round trip seen lately, since on a loaded machine any wake-up may take milliseconds. The time during which our
 own process was not run is credited: our late timer is not the partner's silence. A path is given up only for one that
@@ -18,7 +19,7 @@ nothing.
 
 from __future__ import annotations
 
-from ccm.settings import DEFAULTS, Settings
+from ccm.budget import ALARM_DIVISOR, Budget, Rate
 from emul.clock import MILLISECOND, Instant
 
 LOOKS_APART_NS = 5 * MILLISECOND
@@ -29,13 +30,16 @@ class Liveness:
     """When one path was last heard of, and until when it may stay silent."""
 
     __slots__ = (
-        "_answered", "_base_at", "_busy_until", "_excused_until", "_looks", "_looks_at", "_settings", "_shaken_until",
-        "_stood_still", "_window_at", "_worst_before_ns", "_worst_ns", "last_life_at", "next_probe_at", "probe_at",
-        "rtt_ns",
+        "_answered", "_base_at", "_budget", "_busy_until", "_excused_until", "_looks", "_looks_at", "_rate",
+        "_settings", "_shaken_until", "_stood_still", "_window_at", "_worst_before_ns", "_worst_ns", "last_life_at",
+        "next_probe_at", "probe_at", "rtt_ns",
     )  # fmt: skip
 
-    def __init__(self, settings: Settings = DEFAULTS, *, now: Instant) -> None:
-        self._settings = settings
+    def __init__(self, budget: Budget | None = None, *, now: Instant) -> None:
+        self._budget = budget if budget is not None else Budget()
+        self._settings = self._budget.settings
+        self._rate = Rate.IDLE
+        """Whose turn `next_probe_at` is."""
         self.probe_at: Instant | None = None
         """When the probe under way was posted; None when there is none."""
         self.last_life_at = now
@@ -52,7 +56,7 @@ class Liveness:
         self._stood_still = False
         self._excused_until = Instant(0)
         self._base_at = now
-        self._busy_until = Instant(now + settings.busy_for_ns)
+        self._busy_until = now
         self._window_at = now
         self._worst_ns = 0
         self._worst_before_ns = 0
@@ -61,13 +65,12 @@ class Liveness:
         """Whether it is time for a probe and none is under way."""
         return self.probe_at is None and now >= self.next_probe_at
 
-    def on_probe(self, *, now: Instant) -> None:
-        """A probe was posted."""
+    def on_probe(self, *, now: Instant, apart: bool = False) -> None:
+        """A probe was posted; `apart`: the partners share no client."""
         self.probe_at = now
-        settings = self._settings
-        busy = now < self._busy_until
-        self.next_probe_at = Instant(now + (settings.probe_interval_ns if busy else settings.idle_probe_interval_ns))
-        self._base_at = max(self.last_life_at, Instant(now - settings.probe_interval_ns))
+        self._rate = Rate.BUSY if now < self._busy_until else Rate.APART if apart else Rate.IDLE
+        self.next_probe_at = self._budget.turn(self._rate, now=now)
+        self._base_at = max(self.last_life_at, Instant(now - self._settings.probe_interval_ns))
         self._looks, self._stood_still, self._excused_until = None, False, Instant(0)
 
     def on_answer(self, late_ns: int = 0, *, now: Instant) -> None:
@@ -85,7 +88,15 @@ class Liveness:
     def on_work(self, *, now: Instant) -> None:
         """Something completed between the partners, on this path or another: probes come at the busy rate."""
         self._busy_until = Instant(now + self._settings.busy_for_ns)
-        self.next_probe_at = min(self.next_probe_at, Instant(now + self._settings.probe_interval_ns))
+        if self._rate is not Rate.BUSY:
+            self._rate = Rate.BUSY
+            self.next_probe_at = min(self.next_probe_at, self._budget.turn(Rate.BUSY, now=now))
+
+    def on_shared(self, *, now: Instant) -> None:
+        """The partners have a client in common now: probes come at the usual rate."""
+        if self._rate is Rate.APART:
+            self._rate = Rate.IDLE
+            self.next_probe_at = min(self.next_probe_at, self._budget.turn(Rate.IDLE, now=now))
 
     def on_life(self, *, now: Instant) -> None:
         """Something completed successfully on the path."""
@@ -124,6 +135,14 @@ class Liveness:
     def credit(self, late_ns: int, *, now: Instant) -> None:
         """Our own process was not run for `late_ns`: that time doesn't count as silence."""
         self._base_at = min(now, Instant(self._base_at + late_ns))
+
+    def alarm_at(self) -> Instant | None:
+        """When the probe under way will be so late that the partner's other paths had better be looked at; None while
+        the path counts as busy, and they with it.
+        """
+        if self.probe_at is None or self._rate is Rate.BUSY:
+            return None
+        return Instant(self._base_at + self.limit_ns // ALARM_DIVISOR)
 
     @property
     def limit_ns(self) -> int:

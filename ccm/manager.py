@@ -12,6 +12,7 @@ from typing import Any
 
 from ccm import events as ev
 from ccm.actions import Action
+from ccm.budget import Budget
 from ccm.peerinfo import OWN_VERSIONS, Versions
 from ccm.peering import PartnerConfig, Peering
 from ccm.settings import DEFAULTS, Settings
@@ -35,9 +36,10 @@ class Manager:
     ) -> None:
         self.node = node
         self.incarnation = incarnation
+        self._budget = budget = Budget(settings)
         self.peerings = {
             partner.node: Peering(
-                node, name, incarnation, partner, known_epoch(partner.node), versions, settings, now=now
+                node, name, incarnation, partner, known_epoch(partner.node), versions, budget, now=now
             )
             for partner in partners
         }

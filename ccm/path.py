@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from ccm.budget import Budget, Rate
 from ccm.handshake import Handshake
 from ccm.liveness import Liveness
 from ccm.pairing import Pairing
 from ccm.reasons import Reason
-from ccm.settings import DEFAULTS, Settings
 from emul.clock import Instant, earliest
 
 
@@ -90,16 +90,20 @@ class Path:
     """State of one path; `index` is its number, `adapter` the local adapter's index."""
 
     __slots__ = (
-        "adapter", "avoided", "carrier", "connect_by", "fence_attempts", "fence_epoch", "fence_number",
+        "adapter", "avoided", "budget", "carrier", "connect_by", "fence_attempts", "fence_epoch", "fence_number",
         "fence_retry_at", "fence_target", "handshake", "hold_down_ns", "index", "last_loss", "liveness", "losses",
-        "mtu", "pairing", "poll_at", "poll_posted", "reason", "relink_at", "remote_adapter", "retry_at", "retry_ns",
-        "seen_sequence", "settings", "since", "state", "up_since",
+        "mtu", "others", "pairing", "poll_at", "poll_posted", "reason", "relink_at", "remote_adapter", "retry_at",
+        "retry_ns", "seen_sequence", "settings", "since", "state", "up_since",
     )  # fmt: skip
 
     def __init__(
-        self, index: int, adapter: int, incarnation: int, settings: Settings = DEFAULTS, *, leads: bool, now: Instant
-    ) -> None:
-        self.settings = settings
+        self, index: int, adapter: int, incarnation: int, budget: Budget | None = None, *, leads: bool,
+        others: bool = True, now: Instant,
+    ) -> None:  # fmt: skip
+        """`others`: whether there are further paths to the partner."""
+        self.budget = budget if budget is not None else Budget()
+        self.settings = self.budget.settings
+        self.others = others
         self.index = index
         self.adapter = adapter
         self.remote_adapter = -1
@@ -116,7 +120,7 @@ class Path:
         self.last_loss = Reason.NONE
         """... why the last time."""
         self.handshake = Handshake(incarnation, index)
-        self.liveness = Liveness(self.settings, now=now)
+        self.liveness = Liveness(self.budget, now=now)
         self.pairing = Pairing(leads=leads)
         self.connect_by = now
         self.mtu = 1
@@ -152,6 +156,7 @@ class Path:
             self.losses += 1
             self.last_loss = reason
         self.state, self.since = following, now
+        self.budget.connecting += (following is PathState.CONNECTING) - (former is PathState.CONNECTING)
         if what is not Input.FENCED:
             self.reason = reason
         if following is PathState.UP and former is not PathState.SUSPECT:
@@ -159,7 +164,7 @@ class Path:
         elif following is PathState.CONNECTING:
             self.connect_by = Instant(now + self.settings.connect_timeout_ns)
         elif following is PathState.EXCHANGE:
-            self.liveness = Liveness(self.settings, now=now)
+            self.liveness = Liveness(self.budget, now=now)
         elif following is PathState.DOWN:
             self._go_down(former, now=now, reason=reason)
         elif following is PathState.HANDSHAKE and former is PathState.CONNECTING:
@@ -192,12 +197,21 @@ class Path:
         if self.state is PathState.CONNECTING:
             return self.connect_by
         probe_at = self.liveness.next_probe_at if self.liveness.probe_at is None else None
-        return earliest(self.silent_at(), probe_at, self.relink_at)
+        return earliest(self.silent_at(), probe_at, self.relink_at, self.alarm_at())
+
+    def alarm_at(self) -> Instant | None:
+        """When the other paths had better be looked at, as this one does not answer as it used to."""
+        return self.liveness.alarm_at() if self.others else None
 
     def silent_at(self) -> Instant | None:
         """When the silence of a proven path has a consequence: suspicion or loss."""
         eager = self.state is PathState.UP
         return self.liveness.silent_at() if eager else self.liveness.silent_alone_at()
+
+    def poll_later(self, *, now: Instant) -> None:
+        """The read of the handshake brought nothing: again, when its turn comes."""
+        self.poll_posted = False
+        self.poll_at = self.budget.turn(Rate.IDLE, now=now, after_ns=self.settings.poll_ns)
 
     def hurry(self, *, now: Instant) -> None:
         """No path is left, so holding this one down would only prolong the outage."""
@@ -217,4 +231,4 @@ class Path:
             self.hold_down_ns = self.settings.hold_down_first_ns if steady else longer_ns
             wait = self.hold_down_ns
             self.retry_ns = self.settings.retry_first_ns
-        self.retry_at = Instant(now + wait)
+        self.retry_at = self.budget.turn(Rate.IDLE, now=now, after_ns=wait)

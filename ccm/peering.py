@@ -22,6 +22,7 @@ from ccm.actions import (
     TellPartnerStatus,
     WriteRecord,
 )  # fmt: skip
+from ccm.budget import Budget
 from ccm.exchange import Info, Manifest, PathInfo, Record, RecordKind, Seen, Sessions
 from ccm.failover import Failover
 from ccm.handshake import STAGE_LOADER, Step
@@ -33,12 +34,17 @@ from ccm.peerinfo import OWN_VERSIONS, Versions
 from ccm.publisher import Publisher
 from ccm.reasons import Reason
 from ccm.sessions import SessionSet
-from ccm.settings import DEFAULTS, Settings
 from ccm.settling import Settling
 from emul.clock import MILLISECOND, Instant, earliest
 
 STATUS_TELL_NS = 20 * MILLISECOND
 """Unchanged boot status is passed on to the clients at most this often."""
+CONNECTING_MAX = 32
+"""Attempts to connect that are under way at once: a large cluster that starts would otherwise have so many that the
+last of them ran out of time before it was begun.
+"""
+CONNECTING_WAIT_NS = 10 * MILLISECOND
+"""Further ones look again after this time."""
 LATE_NS = 2 * MILLISECOND
 """A timer run later than this was held up: the time is credited to the paths."""
 
@@ -63,18 +69,24 @@ class Peering:
         partner: PartnerConfig,
         known_epoch: int,
         versions: Versions = OWN_VERSIONS,
-        settings: Settings = DEFAULTS,
+        budget: Budget | None = None,
         *,
         now: Instant,
     ) -> None:
+        """`budget` is the node's, all its partners share it."""
         self.partner = partner.node
-        self.settings = settings
+        self.budget = budget if budget is not None else Budget()
+        self.settings = settings = self.budget.settings
+        self.budget.paths += len(partner.paths)
         self.partner_name = partner.name
         self.incarnation = incarnation
         self.out: list[Action] = []
         leads = node < partner.node
         self.paths = PathSet(
-            [Path(index, adapter, incarnation, settings, leads=leads, now=now) for index, adapter in partner.paths]
+            [
+                Path(index, adapter, incarnation, self.budget, leads=leads, others=len(partner.paths) > 1, now=now)
+                for index, adapter in partner.paths
+            ]
         )
         self.publisher = Publisher(node, incarnation, partner.node)
         self.sessions = SessionSet(self.publisher, self.paths, known_epoch, self.out, settings)
@@ -119,6 +131,9 @@ class Peering:
         state = path.state
         if state is PathState.DOWN:
             if path.carrier and path.retry_at is not None and now >= path.retry_at:
+                if self.budget.connecting >= CONNECTING_MAX:
+                    path.retry_at = Instant(now + CONNECTING_WAIT_NS)
+                    return
                 path.take(Input.DUE, now=now)
                 self.out.append(ConnectPeer(self.partner, path.index))
         elif state is PathState.CONNECTING:
@@ -145,8 +160,12 @@ class Peering:
         if path.relink_at is not None and now >= path.relink_at:
             self._relink(path, now=now)
         elif path.liveness.probe_due(now=now):
-            path.liveness.on_probe(now=now)
+            path.liveness.on_probe(now=now, apart=not self.sessions.shares_clients)
             self.out.append(ReadStatus(self.partner, path.index))
+        alarm_at = path.alarm_at()
+        if alarm_at is not None and now >= alarm_at:
+            for each in self.paths.paths:
+                each.liveness.on_work(now=now)
 
     # connection and handshake
 
@@ -208,7 +227,7 @@ class Peering:
                 self._note_step(path, 1)
                 self._write_seen(path, 1)
             else:
-                path.poll_at = Instant(now + self.settings.poll_ns)
+                path.poll_later(now=now)
             return
         asked_at = path.liveness.probe_at
         if asked_at is not None:
@@ -236,7 +255,7 @@ class Peering:
             return
         self.settling.refuse(path.index, Reason.NONE, "status page is not readable as one")
         if path.state is PathState.HANDSHAKE:
-            path.poll_posted, path.poll_at = False, Instant(now + self.settings.poll_ns)
+            path.poll_later(now=now)
         else:
             path.liveness.on_answer(now=now)
 
@@ -250,7 +269,7 @@ class Peering:
             self._note_step(path, 3)
             self._write_seen(path, 2)
         else:
-            path.poll_at = Instant(now + self.settings.poll_ns)
+            path.poll_later(now=now)
 
     def on_record_written(self, event: ev.RecordWritten, *, now: Instant) -> None:
         """The partner's adapter acknowledged a record."""
@@ -372,6 +391,7 @@ class Peering:
                 self.settling.refuse(0, Reason.NONE, f"the manifest names {wrong}")
             else:
                 self.sessions.on_partner_manifest(body)
+                self._look_closer(now=now)
         elif isinstance(body, Sessions):
             wrong = self.sessions.on_partner_sessions(body)
             if wrong:
@@ -461,12 +481,19 @@ class Peering:
 
     # clients
 
+    def _look_closer(self, *, now: Instant) -> None:
+        """Partners that have just found a client in common are probed at the usual rate."""
+        if self.sessions.shares_clients:
+            for path in self.paths.paths:
+                path.liveness.on_shared(now=now)
+
     def on_client_opened(self, event: ev.ClientOpened, *, now: Instant) -> None:
         """A client of ours wants a session with this partner; one too many for a manifest is refused."""
         try:
             self.sessions.open(event.name, event.needs, now=now)
         except NeedsError as error:
             self.settling.refuse(0, Reason.NONE, f"client {event.name!r}: {error}")
+        self._look_closer(now=now)
         self.settling.settle(now=now)
 
     def on_client_closed(self, event: ev.ClientClosed, *, now: Instant) -> None:

@@ -48,6 +48,14 @@ class SessionSet:
         self.agreed = False
         """Whether version and identity are agreed: nothing opens before."""
 
+    @property
+    def shares_clients(self) -> bool:
+        """Whether both sides have a client in common, its session closed or not; before the partner has told, it
+        might.
+        """
+        theirs = self.partner_manifest
+        return theirs is None or any(entry.client in self.sessions for entry in theirs.entries)
+
     # what clients and partner say
 
     def open(self, name: str, needs: Needs, *, now: Instant) -> None:

@@ -31,6 +31,16 @@ class Settings:
     """Between partners that have no work under way: nobody waits there, and probes are most of what an idle node
     costs.
     """
+    apart_probe_interval_ns: int = SECOND
+    """Between partners that share no client."""
+    busy_probes_per_s: int = 800
+    """Most probes that a node sends to partners with work under way, over all paths: beyond, their interval stretches.
+    Enough for four paths in their usual interval.
+    """
+    idle_probes_per_s: int = 100
+    """To partners without work, handshakes that wait for a partner's host included."""
+    apart_probes_per_s: int = 20
+    """To partners that it shares no client with."""
     busy_for_ns: int = 200 * MILLISECOND
     """Partners count as busy for so long after something completed between them, on whatever path."""
 
@@ -105,6 +115,10 @@ _HOUR_NS = 3600 * SECOND
 RANGES: Final[dict[str, tuple[int, int]]] = {
     "probe_interval_ns": (MILLISECOND, 10 * SECOND),
     "idle_probe_interval_ns": (MILLISECOND, 10 * SECOND),
+    "apart_probe_interval_ns": (MILLISECOND, 60 * SECOND),
+    "busy_probes_per_s": (1, 100_000),
+    "idle_probes_per_s": (1, 100_000),
+    "apart_probes_per_s": (1, 100_000),
     "busy_for_ns": (0, _HOUR_NS),
     "limit_floor_ns": (MILLISECOND, 60 * SECOND),
     "limit_most_ns": (MILLISECOND, 60 * SECOND),

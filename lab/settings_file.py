@@ -28,6 +28,14 @@ class SettingsModel(FileModel):
     """Between two probes of a path whose partners work."""
     idle_probe_interval: Duration = DEFAULTS.idle_probe_interval_ns
     """Between two probes where no work is under way."""
+    apart_probe_interval: Duration = DEFAULTS.apart_probe_interval_ns
+    """Between two probes of partners that share no client."""
+    busy_probes_per_s: int = DEFAULTS.busy_probes_per_s
+    """Most probes that a node sends in a second to partners that work."""
+    idle_probes_per_s: int = DEFAULTS.idle_probes_per_s
+    """Most that it sends to those that don't, handshakes that wait included."""
+    apart_probes_per_s: int = DEFAULTS.apart_probes_per_s
+    """Most that it sends to partners that it shares no client with."""
     busy_for: Duration = DEFAULTS.busy_for_ns
     """How long partners count as busy after the last completion."""
     limit_floor: Duration = DEFAULTS.limit_floor_ns

@@ -18,6 +18,7 @@ def test_who_did_not_ask_can_t_miss_an_answer():
 
 def test_one_probe_is_under_way_at_a_time():
     liveness = Liveness(now=START)
+    liveness.on_work(now=START)
     assert liveness.probe_due(now=START)
     liveness.on_probe(now=START)
     assert not liveness.probe_due(now=Instant(START + SECOND))
