@@ -272,12 +272,8 @@ class PeerLink:
             self._tell(ev.FenceAnswered(self._me.partner, message.path, message.number))
 
     def _read(self, local: int, length: int, address: int, rkey: int, then: Callable[[], None]) -> None:
-        request = SendWR(
-            self._expect(then), WROpcode.RDMA_READ, 1, 0,
-            [SGE(self.scratch.buf + local, length, self.scratch.lkey)], SendFlags.SIGNALED,
-        )  # fmt: skip
-        request.set_wr_rdma(rkey, address)
-        self.qp.post_send(request)
+        scratch = self.scratch
+        self.qp.post_read(self._expect(then), scratch.buf + local, length, scratch.lkey, address, rkey)
 
     def _post_receive(self, slot: int) -> None:
         address = self.scratch.buf + _RECEIVES_AT + slot * RECEIVE_BYTES

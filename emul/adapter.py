@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from errno import EINVAL
 from typing import Final
 
-from emul.clock import Instant
+from emul.clock import Instant, earliest
 from emul.cm_machine import ConnectionMachine
 from emul.congestion import CNP_RESERVED, CNP_TRAFFIC_CLASS, cnp_bth
 from emul.counters import port_counters, with_known_names
@@ -475,15 +475,17 @@ class Adapter:
     def next_deadline(self, *, now: Instant) -> Instant | None:
         """When `on_time` is due; it may turn out to have nothing to do."""
         at = self._timers[0][0] if self._timers else None
+        cm_at = self.cm.next_at
+        if cm_at is not None and (at is None or cm_at < at):
+            at = cm_at
+        if self._disturbed is None and not self._neighbours.asking and not self._firmware.fencing:
+            return at  # as nearly always
         fault_at = None
         if self._disturbed is not None:
             fault_at = self._disturbed.deadline()
             if self._disturbed.hung:
                 return fault_at
-        for other in (self.cm.next_at, self._neighbours.deadline(), self._firmware.deadline(now), fault_at):
-            if other is not None and (at is None or other < at):
-                at = other
-        return at
+        return earliest(at, self._neighbours.deadline(), self._firmware.deadline(now), fault_at)
 
     def on_time(self, *, now: Instant) -> None:
         """Everything whose time has come."""

@@ -279,6 +279,11 @@ class Firmware:
                 pending.link.send(pending.answer)
                 self.talking.append(pending.link.qpn)
 
+    @property
+    def fencing(self) -> bool:
+        """Whether a fence waits for a sibling."""
+        return bool(self._pending)
+
     def deadline(self, now: Instant) -> Instant | None:
         """When to poll again."""
         return after(now, FENCE_POLL_NS) if self._pending else None

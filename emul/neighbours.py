@@ -109,6 +109,11 @@ class Neighbours:
                 news = Advertisement(address, ALL_NODES, address, self._mac, solicited=False, override=True)
                 self.out.append(news.emit())
 
+    @property
+    def asking(self) -> bool:
+        """Whether a question waits for its answer."""
+        return bool(self._unresolved)
+
     def deadline(self) -> Instant | None:
         """When a question is to be asked again."""
         if not self._unresolved:

@@ -19,33 +19,33 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 from emul.memory import Memory
 
-PARTNERS_MAX = 512
+PARTNERS_MAX: Final = 512
 """Node ids are 1 ... PARTNERS_MAX - 1."""
-PATHS_MAX = 8
+PATHS_MAX: Final = 8
 """Paths to one partner are 0 ... PATHS_MAX - 1; both ends number them alike."""
-ADAPTERS_MAX = 16
+ADAPTERS_MAX: Final = 16
 
-STATUS_BYTES = 4096
-FENCES_OFFSET = STATUS_BYTES
-FENCE_SLOTS = PARTNERS_MAX * PATHS_MAX
-FENCES_BYTES = FENCE_SLOTS * 8
-ADAPTERS_OFFSET = FENCES_OFFSET + FENCES_BYTES
-ADAPTERS_BYTES = ADAPTERS_MAX * 64
-COUNTERS_OFFSET = ADAPTERS_OFFSET + ADAPTERS_BYTES
-COUNTERS_BYTES = 8 + PARTNERS_MAX * 8
-EXCHANGE_OFFSET = (COUNTERS_OFFSET + COUNTERS_BYTES + 4095) & ~4095
-INBOX_BYTES = 16 * 1024
-EXCHANGE_BYTES = 2 * INBOX_BYTES
-NODE_MEMORY_BYTES = EXCHANGE_OFFSET + PARTNERS_MAX * EXCHANGE_BYTES
+STATUS_BYTES: Final = 4096
+FENCES_OFFSET: Final = STATUS_BYTES
+FENCE_SLOTS: Final = PARTNERS_MAX * PATHS_MAX
+FENCES_BYTES: Final = FENCE_SLOTS * 8
+ADAPTERS_OFFSET: Final = FENCES_OFFSET + FENCES_BYTES
+ADAPTERS_BYTES: Final = ADAPTERS_MAX * 64
+COUNTERS_OFFSET: Final = ADAPTERS_OFFSET + ADAPTERS_BYTES
+COUNTERS_BYTES: Final = 8 + PARTNERS_MAX * 8
+EXCHANGE_OFFSET: Final = (COUNTERS_OFFSET + COUNTERS_BYTES + 4095) & ~4095
+INBOX_BYTES: Final = 16 * 1024
+EXCHANGE_BYTES: Final = 2 * INBOX_BYTES
+NODE_MEMORY_BYTES: Final = EXCHANGE_OFFSET + PARTNERS_MAX * EXCHANGE_BYTES
 
 STATUS_MAGIC = 0x43434D53
 STATUS_VERSION = 1
 _STATUS = struct.Struct("<IHHQQQ64s")
 # magic, version, stage, incarnation, progress, heartbeat, last error
-_U64 = struct.Struct("<Q")
 LOOKS_OFFSET = 128
 _LOOKS_BYTES = 8 * ADAPTERS_MAX
 STATUS_READ_BYTES = LOOKS_OFFSET + _LOOKS_BYTES
@@ -109,13 +109,14 @@ def fence_slot(partner_id: int, path: int) -> int:
 class NodeMemory:
     """Accessors over a node's firmware memory."""
 
-    __slots__ = ("buffer", "memory")
+    __slots__ = ("_words", "buffer", "memory")
 
     def __init__(self, memory: Memory) -> None:
         if memory.length < NODE_MEMORY_BYTES:
             raise ValueError(f"node memory needs {NODE_MEMORY_BYTES} bytes, got {memory.length}")
         self.memory = memory
         self.buffer = memory.buffer
+        self._words = memory.buffer[:EXCHANGE_OFFSET].cast("Q")
 
     def power_on(self, first_incarnation: int = 0) -> None:
         """What power brings: a fresh status page at stage FIRMWARE. Persistent counters stay."""
@@ -214,8 +215,7 @@ class NodeMemory:
         return self.buffer[start : start + INBOX_BYTES]
 
     def _get(self, offset: int) -> int:
-        value: int = _U64.unpack_from(self.buffer, offset)[0]
-        return value
+        return self._words[offset >> 3]
 
     def _put(self, offset: int, value: int) -> None:
-        _U64.pack_into(self.buffer, offset, value)
+        self._words[offset >> 3] = value

@@ -24,7 +24,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from emul.vocabulary import SGE, SendFlags, WROpcode
+from emul.vocabulary import SGE, WC, SendFlags, WCFlags, WCOpcode, WCStatus, WROpcode
 from emul.wqe import SendWqe
 
 HEADER_BYTES: Final = 64
@@ -264,8 +264,11 @@ class ReceiveRing:
         return stamp == (last + 1) % self._span
 
 
-CompletionEntry = tuple[int, ...]
-"""A completion as it stands in the ring: wr_id, byte_len, qp_num, imm, status, opcode, flags, stamp."""
+_WC_STATUS: Final = {int(status): status for status in WCStatus}
+_WC_OPCODE: Final = {int(opcode): opcode for opcode in WCOpcode}
+_WC_FLAGS: Final = {number: WCFlags(number) for number in range(16)}
+_NO_MORE: Final = (0, 0, 0, 0, 0, 0)
+"""What verbs have besides."""
 
 
 class CompletionRing:
@@ -310,16 +313,21 @@ class CompletionRing:
         self._head[1] = 0
         return True
 
-    def poll(self) -> CompletionEntry | None:
-        """Host: the oldest completion, None while there is none."""
-        index = self._index
-        offset = HEADER_BYTES + index % self._depth * COMPLETION_STRIDE
-        following = (index + 1) % self._span
-        if self._words[(offset + _COMPLETION_STAMP) >> 2] != following:
-            return None
-        entry: CompletionEntry = _COMPLETION.unpack_from(self._buffer, offset)
-        self._index = self._head[0] = following
-        return entry
+    def poll(self, entries_max: int) -> list[WC]:
+        """Host: the oldest completions."""
+        completions: list[WC] = []
+        words, index = self._words, self._index
+        for _ in range(entries_max):
+            offset = HEADER_BYTES + index % self._depth * COMPLETION_STRIDE
+            following = (index + 1) % self._span
+            if words[(offset + _COMPLETION_STAMP) >> 2] != following:
+                break
+            wr_id, length, qp_num, imm, status, opcode, flags, _ = _COMPLETION.unpack_from(self._buffer, offset)
+            index = self._index = self._head[0] = following
+            # As WC(...), in half the time.
+            fields = (wr_id, _WC_STATUS[status], _WC_OPCODE[opcode], length, qp_num, imm, _WC_FLAGS[flags], *_NO_MORE)
+            completions.append(tuple.__new__(WC, fields))
+        return completions
 
     def arm(self, solicited_only: bool = False) -> None:
         """Host: wake me with the next one. Poll once more afterwards: one may have come in between. Asking for all is

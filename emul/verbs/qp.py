@@ -22,7 +22,7 @@ from emul.vocabulary import SGE, QPAttr, QPCap, QPState, QPType, RecvWR, SendFla
 
 _SIGNALED, _UNSIGNALED = int(SendFlags.SIGNALED), 0
 _INLINE = int(SendFlags.INLINE)
-_WRITE = int(WROpcode.RDMA_WRITE)
+_WRITE, _READ = int(WROpcode.RDMA_WRITE), int(WROpcode.RDMA_READ)
 _OPCODES = frozenset(int(opcode) for opcode in WROpcode)
 
 
@@ -241,6 +241,12 @@ class QP(Resource):
         if not self._send.post_one(
             _WRITE, _SIGNALED if signaled else _UNSIGNALED, wr_id, lkey, addr, length, remote_addr, rkey
         ):
+            raise RDMAError(ENOMEM, f"send queue of QP {self.qp_num} is full")
+        self._ring_doorbell(self.qp_num)
+
+    def post_read(self, wr_id: int, addr: int, length: int, lkey: int, remote_addr: int, rkey: int) -> None:
+        """An RDMA READ into one piece of memory, likewise."""
+        if not self._send.post_one(_READ, _SIGNALED, wr_id, lkey, addr, length, remote_addr, rkey):
             raise RDMAError(ENOMEM, f"send queue of QP {self.qp_num} is full")
         self._ring_doorbell(self.qp_num)
 
