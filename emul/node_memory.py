@@ -192,7 +192,7 @@ class NodeMemory:
         """Written by the adapter each time it has looked at everything that may wait for it: partners and its own host
         tell by it a card that the machine doesn't run from a silent path.
         """
-        _U64.pack_into(self.buffer, LOOKS_OFFSET + 8 * adapter, looks)
+        self._put(LOOKS_OFFSET + 8 * adapter, looks)
 
     @property
     def looks(self) -> tuple[int, ...]:
