@@ -44,11 +44,15 @@ class Schedule:
         self._tell = tell
         self._entries = [_Scheduled(PlannedFault(index + 1, step)) for index, step in enumerate(steps)]
         self._load_at: int | None = None
+        self._armed = False
+        """Whether there are faults that wait for frames."""
 
     def begin(self, load_at: int) -> None:
         """The load begins: moments count from here, and rules that wait for frames are armed."""
         self._load_at = load_at
-        self._world.arm([entry.fault for entry in self._entries if entry.fault.needs_arming])
+        armed = [entry.fault for entry in self._entries if entry.fault.needs_arming]
+        self._armed = bool(armed)
+        self._world.arm(armed)
 
     @property
     def goes_on(self) -> bool:
@@ -73,7 +77,7 @@ class Schedule:
     def poll(self) -> None:
         """Applies and undoes what is due now."""
         now = self._world.now()
-        fired = self._world.fired() if any(entry.fault.needs_arming for entry in self._entries) else {}
+        fired = self._world.fired() if self._armed else {}
         for entry in self._entries:
             due = self._due_at(entry)
             if due is not None and due <= now:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ccm.history import HEADER_BYTES, RECORD_BYTES, Entry, Kind, count_entries, read_entries
+from ccm.history import HEADER_BYTES, RECORD_BYTES, Entry, Kind, count_entries, entry_at, read_entries
 from lab.check.evidence import Session
 
 _BUSY = frozenset({Kind.SUBMITTED, Kind.COMMITTED, Kind.DELIVERED})
@@ -19,13 +19,13 @@ _KIND_HALFWORD = 4
 
 def new_entries(buffer: memoryview, start: int) -> tuple[list[Entry], int]:
     """What was written from index `start` on without the writes of the workload, and the next index to look from."""
-    end = count_entries(buffer)
+    end = count_entries(buffer, start)
     if end <= start:
         return [], end
     records = buffer[HEADER_BYTES + start * RECORD_BYTES : HEADER_BYTES + end * RECORD_BYTES].cast("H")
     kinds = records[_KIND_HALFWORD::_HALFWORDS].tolist()
     rare = [start + index for index, kind in enumerate(kinds) if kind not in _BUSY]
-    return [next(read_entries(buffer, index)) for index in rare], end
+    return [entry_at(buffer, index) for index in rare], end
 
 
 @dataclass(slots=True)

@@ -121,8 +121,8 @@ class World(Protocol):
     def history(self, node: str) -> memoryview:
         """The history of a node as it is written (layout in ccm.history)."""
 
-    def nvram(self, node: str) -> bytes:
-        """A copy of what the node's NVRAM card holds now."""
+    def nvram(self, node: str) -> bytes | memoryview:
+        """What the node's NVRAM card holds; asked when nothing is written to it any more."""
 
     def fence_epoch(self, node: str, slot: int) -> int:
         """The fence epoch that stands in a slot of the node's memory (emul.node_memory)."""

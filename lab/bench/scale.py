@@ -10,7 +10,8 @@ import time
 
 from emul.clock import MILLISECOND, SECOND
 from lab.bench import Row, compare, limit, median
-from lab.bench.sim import rare_collections, ready_world, star
+from lab.bench.sim import ready_world, star
+from lab.campaign.runs import rare_collections
 
 NAME = "scale"
 HELP = "frames and CPU time of idle clusters of up to 64 nodes in the simulator (256 with --repetitions 0)"

@@ -7,17 +7,14 @@ each row says whether they were. The step-wise checks are on in the schedules an
 
 from __future__ import annotations
 
-import gc
 import heapq
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import emul
 from emul.clock import MILLISECOND, SECOND
 from lab.bench import Row, at_least, median
-from lab.campaign.runs import GC_THRESHOLD, run_one, tasks_of
+from lab.campaign.runs import rare_collections, run_one, tasks_of
 from lab.plan import Plan
 from lab.sessions import expected_sessions
 from lab.sim.world import SimWorld
@@ -143,14 +140,3 @@ def schedules_per_minute(repetition: int) -> float:
     ran = [run_one(task) for task in tasks]
     virtual, spent = sum(one.virtual_ns for one in ran), sum(one.cpu_ns for one in ran)
     return CORES * 60 * SECOND / (spent * SCHEDULE_NS / virtual)
-
-
-@contextmanager
-def rare_collections() -> Iterator[None]:
-    """As in campaigns: the garbage collector looks rarely."""
-    former = gc.get_threshold()
-    gc.set_threshold(GC_THRESHOLD, 20, 50)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*former)

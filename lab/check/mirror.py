@@ -7,12 +7,12 @@ was invented. A slot holds a mixture only where a later write was under way at t
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
 from ccm.history import Entry, Kind
+from emul.wire.icrc import crc32
 from lab.check.evidence import CheckResult, Evidence, Findings, Session
 
 MIRROR_CLIENT = "nvram-mirror"
@@ -68,14 +68,17 @@ def slots_of(evidence: Evidence, stream: Session) -> dict[int, Slot]:
 
 def examine(slot: Slot, half: memoryview) -> Found:
     """Compares one slot with the bytes of the half of a card that should hold it."""
-    digests = {
-        length: zlib.crc32(half[slot.offset : slot.offset + length])
-        for length in {entry.length for entry in slot.writes.values()}
-    }
-    here = [order for order, entry in slot.writes.items() if digests[entry.length] == entry.digest]
-    if any(order >= (slot.committed or (0, 0)) for order in here):
-        return Found.WHOLE
-    if here and slot.committed is not None:
+    digests: dict[int, int] = {}
+    floor, older = slot.committed or (0, 0), False
+    for order, entry in slot.writes.items():
+        digest = digests.get(entry.length)
+        if digest is None:
+            digest = digests[entry.length] = crc32(half[slot.offset : slot.offset + entry.length])
+        if digest == entry.digest:
+            if order >= floor:
+                return Found.WHOLE
+            older = True
+    if older and slot.committed is not None:
         return Found.STALE
     untouched = _is_blank(half[slot.offset : slot.offset + slot.length])
     if slot.committed is None and untouched:

@@ -243,28 +243,32 @@ class StepChecks:
 
     # -- work ---------------------------------------------------------------------------------------------------------
 
+    # Most entries of a run are these: their words are made where something is wrong, and not before.
+
     def _on_submitted(self, entry: Entry) -> None:
-        session = _session(entry)
-        stream = self._streams.setdefault(session, _Stream())
+        stream = self._stream_of(_session(entry))
         name = (entry.incarnation, entry.sequence)
-        self._expect(entry, name > stream.last, f"submitted {entry.sequence} after {stream.last[1]}")
+        if name <= stream.last:
+            self._break(entry, f"submitted {entry.sequence} after {stream.last[1]}")
         stream.last = name
         stream.under_way[name] = entry
         stream.newest[entry.offset] = entry
 
     def _on_committed(self, entry: Entry) -> None:
         session = _session(entry)
-        stream, told = self._streams.setdefault(session, _Stream()), self._told.get(session)
+        stream, told = self._stream_of(session), self._told.get(session)
         name = (entry.incarnation, entry.sequence)
         ready = told.ready if told is not None else 0
-        ended = f"{entry.sequence} committed in epoch {entry.epoch}, ready is {ready}"
-        self._expect(entry, ready == entry.epoch, ended)
+        if ready != entry.epoch:
+            self._break(entry, f"{entry.sequence} committed in epoch {entry.epoch}, ready is {ready}")
         oldest = next(iter(stream.under_way), None)
-        self._expect(entry, oldest == name, f"{entry.sequence} committed, the oldest under way is {oldest}")
+        if oldest != name:
+            self._break(entry, f"{entry.sequence} committed, the oldest under way is {oldest}")
         submitted = stream.under_way.pop(name, None)
         if submitted is None:
             return
-        self._expect(entry, submitted.digest == entry.digest, f"{entry.sequence} committed with other bytes")
+        if submitted.digest != entry.digest:
+            self._break(entry, f"{entry.sequence} committed with other bytes")
         if session.client != MIRROR:
             return
         self._look_at_cards(entry, submitted, stream)
@@ -277,25 +281,27 @@ class StepChecks:
         if stream.newest.get(record.offset) is not record:
             return
         own, mirror = self._facts.card(record.node), self._facts.card(record.partner)
-        for name, card, base in (("own", own, 0), ("partner's", mirror, len(mirror) // 2)):
-            found = crc32(card[base + record.offset : base + record.offset + record.length])
-            self._expect(entry, found == record.digest, f"record {record.sequence} is not on the {name} card")
+        begin, end, middle = record.offset, record.offset + record.length, len(mirror) // 2
+        if crc32(own[begin:end]) != record.digest:
+            self._break(entry, f"record {record.sequence} is not on the own card")
+        if crc32(mirror[middle + begin : middle + end]) != record.digest:
+            self._break(entry, f"record {record.sequence} is not on the partner's card")
 
     def _on_delivered(self, entry: Entry) -> None:
         session = _session(entry)
         former = self._delivered.get((session, entry.epoch), 0)
-        self._expect(entry, entry.sequence > former, f"message {entry.sequence} delivered after {former}")
+        if entry.sequence <= former:
+            self._break(entry, f"message {entry.sequence} delivered after {former}")
         self._delivered[session, entry.epoch] = entry.sequence
         told = self._told.get(session)
         ready = told.ready if told is not None else 0
-        self._expect(entry, ready == entry.epoch, f"a message in epoch {entry.epoch}, ready is {ready}")
+        if ready != entry.epoch:
+            self._break(entry, f"a message in epoch {entry.epoch}, ready is {ready}")
         sent = self._streams.get(Session(session.partner, session.node, session.client))
-        if sent is not None:
-            found = any(
-                each.digest == entry.digest for each in sent.under_way.values() if each.sequence == entry.sequence
-            )
-            known = found or not sent.under_way
-            self._expect(entry, known, f"message {entry.sequence} was not sent like that")
+        if sent is not None and sent.under_way:
+            found = [each.digest for each in sent.under_way.values() if each.sequence == entry.sequence]
+            if entry.digest not in found:
+                self._break(entry, f"message {entry.sequence} was not sent like that")
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -324,12 +330,21 @@ class StepChecks:
         quiet = [self._facts.quiet_since(end) for end in ends]
         return any(since is not None and now - since > SERVICE_BOUND_NS for since in quiet)
 
+    def _stream_of(self, session: Session) -> _Stream:
+        stream = self._streams.get(session)
+        if stream is None:
+            stream = self._streams[session] = _Stream()
+        return stream
+
     # -- notes --------------------------------------------------------------------------------------------------------
 
     def _expect(self, entry: Entry, holds: bool, text: str) -> None:
         if not holds:
-            client = f" client {entry.client}" if entry.client else ""
-            self._note(entry.at, entry.node, entry.partner, text, client)
+            self._break(entry, text)
+
+    def _break(self, entry: Entry, text: str) -> None:
+        client = f" client {entry.client}" if entry.client else ""
+        self._note(entry.at, entry.node, entry.partner, text, client)
 
     def _note(self, at: int, node: int, partner: int, text: str, client: str = "") -> None:
         self.problems += 1

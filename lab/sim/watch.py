@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ccm.history import Kind, read_entries
+from ccm.history import Kind, entry_at, is_whole
 from emul.clock import MILLISECOND
 from emul.node_memory import fence_slot
 from lab.check.evidence import CheckResult, PathEnd
@@ -83,7 +83,8 @@ class SimWatch:
         stirred = self._probe.has_changed(number)
         if stirred:
             self.holdings.on_turn(number, self._world.now())
-        for entry in read_entries(buffer, seen):
+        while is_whole(buffer, seen):
+            entry = entry_at(buffer, seen)
             seen += 1
             self.checks.on_entry(entry)
             self.holdings.on_entry(entry)

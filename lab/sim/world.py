@@ -5,7 +5,6 @@ The seed varies delays, boot offsets, wake-ups and, by a little, the moments of 
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -149,12 +148,11 @@ class SimWorld:
             raise LabError(f"{error}, full after {seconds:.1f} simulated seconds: {advice}") from error
 
     def stop(self) -> None:
-        """There is nothing outside of this object; its megabytes go now rather than when the collector comes by."""
+        """There is nothing outside of this object."""
         self.nodes.clear()
         self.cables.clear()
         self._switches.clear()
         self.scheduler.clear()
-        gc.collect()
 
     def leftovers(self) -> list[str]:
         """Nothing."""
@@ -346,9 +344,9 @@ class SimWorld:
         """The node's history."""
         return self.nodes[node].history.buffer
 
-    def nvram(self, node: str) -> bytes:
-        """What the card holds."""
-        return bytes(self.nodes[node].nvram.buffer)
+    def nvram(self, node: str) -> memoryview:
+        """What the card holds: the card itself, so to be asked when nothing is written to it any more."""
+        return self.nodes[node].nvram.buffer.toreadonly()
 
     def fence_epoch(self, node: str, slot: int) -> int:
         """As the node's memory has it."""
