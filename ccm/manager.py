@@ -52,7 +52,7 @@ class Manager:
 
     def handle(self, event: ev.Event, *, now: Instant) -> list[Action]:
         """Takes one event. Raises KeyError for a partner that the configuration does not name."""
-        if isinstance(event, ev.CarrierLost | ev.CarrierFound):
+        if isinstance(event, (ev.CarrierLost, ev.CarrierFound)):
             actions: list[Action] = []
             self._touched.update(self.peerings)
             for peering in self.peerings.values():
@@ -125,8 +125,11 @@ def _handlers(peering: Peering) -> dict[type, Callable[..., None]]:
 
 
 def _take_actions(peering: Peering) -> list[Action]:
-    actions = list(peering.out)
-    peering.out.clear()
+    out = peering.out
+    if not out:
+        return []
+    actions = out[:]
+    out.clear()  # its parts hold the list itself
     return actions
 
 

@@ -17,7 +17,7 @@ from ccm.reasons import Reason
 from emul.clock import Instant
 from emul.cm import CmEvent, CmEventType, CmId
 from emul.errors import RDMAError
-from emul.node_memory import STATUS_READ_BYTES, BootStatus, NodeMemory, parse_looks
+from emul.node_memory import STATUS_READ_BYTES, NodeMemory, parse_looks, status_figures
 from emul.verbs import MR, QP, QPInitAttr
 from emul.vocabulary import (
     MTU,
@@ -60,6 +60,8 @@ SENDS_MAX = 48
 _STATUS_AT, _SEEN_AT, _SENDS_AT = 0, 256, 512
 _RECEIVES_AT = _SENDS_AT + RECEIVES_POSTED * RECEIVE_BYTES
 _SCRATCH_BYTES = _RECEIVES_AT + RECEIVES_POSTED * RECEIVE_BYTES
+_PROBE_WR = 0
+"""The request that reads the status page: the most frequent one, so it needs no entry of its own each time."""
 _SEEN_BYTES = slot_range(RecordKind.SEEN)[1]
 
 
@@ -97,7 +99,10 @@ class PeerLink:
         self._challenge = rng.randbytes(CHALLENGE_BYTES)
         self._reply: ConnectReply | None = None
         self._pending: dict[int, Callable[[], None]] = {}
-        self._next_wr = 1
+        """What follows from the completion of a request; of a read of the status page, `_on_status`."""
+        self._next_wr = _PROBE_WR + 1
+        self._probes = 0
+        """Reads of the status page under way."""
         self._fences_sent = 0
         self._failed = False
         self.mtu = MTU.MTU_1024
@@ -149,14 +154,20 @@ class PeerLink:
 
     def read_status(self) -> None:
         """RDMA READ of the status page: StatusRead or StatusUnreadable follows."""
-        reply = self._known_reply()
-        self._read(_STATUS_AT, STATUS_READ_BYTES, reply.status_addr, reply.status_rkey, self._on_status)
+        reply, scratch = self._known_reply(), self.scratch
+        self.qp.post_read(
+            _PROBE_WR, scratch.buf + _STATUS_AT, STATUS_READ_BYTES, scratch.lkey, reply.status_addr, reply.status_rkey
+        )
+        self._probes += 1
 
     def read_seen(self) -> None:
         """RDMA READ of the partner's SEEN record of this path: SeenRead follows."""
-        reply = self._known_reply()
+        reply, scratch = self._known_reply(), self.scratch
         offset, length = slot_range(RecordKind.SEEN, self._me.path)
-        self._read(_SEEN_AT, length, reply.outbox_addr + offset, reply.outbox_rkey, self._on_seen)
+        self.qp.post_read(
+            self._expect(self._on_seen), scratch.buf + _SEEN_AT, length, scratch.lkey, reply.outbox_addr + offset,
+            reply.outbox_rkey,
+        )  # fmt: skip
 
     def write_record(self, record: Record, length: int) -> None:
         """RDMA WRITE of a record that is in our outbox already: RecordWritten follows."""
@@ -183,6 +194,9 @@ class PeerLink:
             self._fail(completion.status.name)
         elif completion.opcode is WCOpcode.RECV:
             self._on_message(completion)
+        elif completion.wr_id == _PROBE_WR and self._probes:
+            self._probes -= 1
+            self._on_status()
         else:
             then = self._pending.pop(completion.wr_id, None)
             if then is None:
@@ -247,16 +261,11 @@ class PeerLink:
     def _on_status(self) -> None:
         me = self._me
         page = self.scratch.read(STATUS_READ_BYTES, _STATUS_AT)
-        status = BootStatus.parse(page)
-        if status is None:
+        figures = status_figures(page)
+        if figures is None:
             self._tell(ev.StatusUnreadable(me.partner, me.path))
         else:
-            self._tell(
-                ev.StatusRead(
-                    me.partner, me.path, status.stage, status.incarnation, status.progress, status.heartbeat,
-                    parse_looks(page), self._node.looks,
-                )
-            )  # fmt: skip
+            self._tell(ev.StatusRead(me.partner, me.path, *figures, parse_looks(page), self._node.looks))
 
     def _on_seen(self) -> None:
         found = parse_record(self.scratch.read(_SEEN_BYTES, _SEEN_AT), RecordKind.SEEN, self._me.path)
@@ -270,10 +279,6 @@ class PeerLink:
             self._post_receive(slot)
         if message is not None and message.kind == MESSAGE_FENCED:
             self._tell(ev.FenceAnswered(self._me.partner, message.path, message.number))
-
-    def _read(self, local: int, length: int, address: int, rkey: int, then: Callable[[], None]) -> None:
-        scratch = self.scratch
-        self.qp.post_read(self._expect(then), scratch.buf + local, length, scratch.lkey, address, rkey)
 
     def _post_receive(self, slot: int) -> None:
         address = self.scratch.buf + _RECEIVES_AT + slot * RECEIVE_BYTES

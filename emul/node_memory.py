@@ -69,6 +69,9 @@ class Stage(IntEnum):
     SERVING = 5
 
 
+_STAGES = frozenset(int(stage) for stage in Stage)
+
+
 @dataclass(frozen=True, slots=True)
 class BootStatus:
     """The boot status page as a partner reads it."""
@@ -82,13 +85,22 @@ class BootStatus:
     @classmethod
     def parse(cls, data: bytes | memoryview) -> BootStatus | None:
         """The page's fields; None for bytes that are no boot status (another node's memory is hostile input)."""
-        if len(data) < _STATUS.size:
+        figures = status_figures(data)
+        if figures is None:
             return None
-        magic, version, stage, incarnation, progress, heartbeat, error = _STATUS.unpack_from(data)
-        if magic != STATUS_MAGIC or version != STATUS_VERSION or stage not in Stage._value2member_map_:
-            return None
-        text = error.rstrip(b"\0").decode("utf-8", "replace")
+        stage, incarnation, progress, heartbeat = figures
+        text = _STATUS.unpack_from(data)[-1].rstrip(b"\0").decode("utf-8", "replace")
         return cls(Stage(stage), incarnation, progress, heartbeat, text)
+
+
+def status_figures(data: bytes | memoryview) -> tuple[int, int, int, int] | None:
+    """(stage, incarnation, progress, heartbeat) of a status page; None for bytes that are none."""
+    if len(data) < _STATUS.size:
+        return None
+    magic, version, stage, incarnation, progress, heartbeat, _ = _STATUS.unpack_from(data)
+    if magic != STATUS_MAGIC or version != STATUS_VERSION or stage not in _STAGES:
+        return None
+    return stage, incarnation, progress, heartbeat
 
 
 def parse_looks(data: bytes | memoryview) -> tuple[int, ...]:

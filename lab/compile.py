@@ -8,7 +8,10 @@ from ccm.compile import MODULES as MANAGER_MODULES
 from emul.compile import main
 from emul.compiled import MODULES as ADAPTER_MODULES
 
-MODULES = tuple(f"lab/sim/{name}" for name in ("adapter", "cable", "node", "pace", "scheduler", "streams"))
+MODULES = (
+    "lab/check/steps", "lab/sim/adapter", "lab/sim/cable", "lab/sim/node", "lab/sim/pace", "lab/sim/scheduler",
+    "lab/sim/streams", "lab/sim/watch", "lab/watcher",
+)  # fmt: skip
 """What runs for each event of the simulator."""
 
 if __name__ == "__main__":

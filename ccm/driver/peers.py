@@ -57,8 +57,11 @@ class PeerDriver:
         if key is None or link is None or link.number != event.number:
             return
         epoch = self._wiring.node.fence_epoch(fence_slot(*key))
-        refused = ev.PeerRefused(*key, Reason.VERBS_FAILED, "could not agree with the reply")
-        self._attempt(partial(link.on_cm_event, event, epoch), refused)
+        try:
+            link.on_cm_event(event, epoch)
+        except RDMAError as error:
+            self._note_refused(error)
+            self._wiring.tell(ev.PeerRefused(*key, Reason.VERBS_FAILED, "could not agree with the reply"))
 
     def scan(self, partner: int) -> None:
         """Looks at the slots of an inbox; what is new becomes events."""
@@ -102,11 +105,15 @@ class PeerDriver:
 
     def read_status(self, action: ac.ReadStatus) -> None:
         """At once."""
-        self._on_link(action.partner, action.path, PeerLink.read_status)
+        link = self._link(action.partner, action.path)
+        if link is not None:
+            self._attempt(link.read_status, action.partner, action.path)
 
     def read_seen(self, action: ac.ReadSeen) -> None:
         """At once."""
-        self._on_link(action.partner, action.path, PeerLink.read_seen)
+        link = self._link(action.partner, action.path)
+        if link is not None:
+            self._attempt(link.read_seen, action.partner, action.path)
 
     def write_record(self, action: ac.WriteRecord) -> None:
         """Behind the chores: what a record says is gone must be gone, what it says is there must be there."""
@@ -124,9 +131,10 @@ class PeerDriver:
     def request_fence(self, action: ac.RequestFence) -> None:
         """At once."""
         self._wiring.log("fence.request", {"partner": action.partner, "path": action.path, "over": action.over})
-        self._on_link(
-            action.partner, action.over, lambda link: link.request_fence(action.path, action.epoch, action.number)
-        )
+        link = self._link(action.partner, action.over)
+        if link is not None:
+            ask = partial(link.request_fence, action.path, action.epoch, action.number)
+            self._attempt(ask, action.partner, action.over)
 
     # inside
 
@@ -173,7 +181,9 @@ class PeerDriver:
         data = emit_record(action.record)
         offset, _ = slot_range(action.record.kind, action.record.index)
         self._wiring.node.outbox(action.partner)[offset : offset + len(data)] = data
-        self._on_link(action.partner, action.path, lambda link: link.write_record(action.record, len(data)))
+        link = self._link(action.partner, action.path)
+        if link is not None:
+            self._attempt(partial(link.write_record, action.record, len(data)), action.partner, action.path)
 
     def _outbox(self, port: AdapterPort, partner: int) -> MR:
         """Our outbox for `partner` as a region of one adapter: source of the writes."""
@@ -184,19 +194,22 @@ class PeerDriver:
             self._outboxes[key] = MR(port.pd, INBOX_BYTES, AccessFlags.NONE, memory=node.memory, offset=offset)
         return self._outboxes[key]
 
-    def _on_link(self, partner: int, path: int, verb: Callable[[PeerLink], None]) -> None:
+    def _link(self, partner: int, path: int) -> PeerLink | None:
+        """The connection of a path; that there is none is an event. None also for one that has ended."""
         link = self._links.get((partner, path))
-        lost = ev.PeerLost(partner, path, "not connected")
         if link is None:
-            self._wiring.tell(lost)
-        elif not link.silent:
-            self._attempt(partial(verb, link), lost)
+            self._wiring.tell(ev.PeerLost(partner, path, "not connected"))
+            return None
+        return None if link.silent else link
 
-    def _attempt(self, verb: Callable[[], None], lost: ev.Event) -> None:
-        """Carries out a verb; an adapter that refuses it is an event, not an exception."""
+    def _attempt(self, verb: Callable[[], None], partner: int, path: int) -> None:
+        """Carries out a verb on the connection of a path; an adapter that refuses it is an event, not an exception."""
         try:
             verb()
         except RDMAError as error:
-            self._wiring.note_gone(error)
-            self._wiring.log("verb.refused", {"error": str(error)})
-            self._wiring.tell(lost)
+            self._note_refused(error)
+            self._wiring.tell(ev.PeerLost(partner, path, "not connected"))
+
+    def _note_refused(self, error: RDMAError) -> None:
+        self._wiring.note_gone(error)
+        self._wiring.log("verb.refused", {"error": str(error)})
