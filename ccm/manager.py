@@ -145,6 +145,7 @@ def describe(peering: Peering) -> dict[str, Any]:
         "paths": [
             {
                 "index": path.index,
+                "adapter": path.adapter,
                 "state": path.state.name,
                 "since_ns": path.since,
                 "reason": path.reason.name,
@@ -166,6 +167,7 @@ def describe(peering: Peering) -> dict[str, Any]:
                 "epoch": session.epoch,
                 "since_ns": session.since,
                 "reason": session.reason.name,
+                "detail": peering.sessions.why_waiting(session),
                 "readies": session.readies,
                 "errors": session.breaks,
                 "last_error": session.last_error.name,

@@ -18,6 +18,10 @@ DEPTH_MAX = 1024
 MESSAGE_BYTES_MAX = 64 * 1024
 
 
+EQUAL_FIELDS = ("name", "version", "service_class", "vis", "depth", "message_bytes")
+"""What both sides of a session must ask for alike."""
+
+
 class NeedsError(ValueError):
     """A client asks for what no session can give; its text has the figures."""
 
@@ -78,9 +82,17 @@ def compare(mine: ManifestEntry, theirs: ManifestEntry | None) -> Reason:
     """Why a session can't open, NONE if it can."""
     if theirs is None:
         return Reason.PARTNER_LACKS_CLIENT
-    fields = ("name", "version", "service_class", "vis", "depth", "message_bytes")
-    same = all(getattr(mine, name) == getattr(theirs, name) for name in fields)
+    same = all(getattr(mine, name) == getattr(theirs, name) for name in EQUAL_FIELDS)
     return Reason.NONE if same else Reason.NEEDS_DIFFER
+
+
+def difference(mine: ManifestEntry, theirs: ManifestEntry) -> str:
+    """In which fields two entries differ that must be equal, in words: "depth 16 here, 32 there"."""
+    return ", ".join(
+        f"{name} {getattr(mine, name)} here, {getattr(theirs, name)} there"
+        for name in EQUAL_FIELDS
+        if getattr(mine, name) != getattr(theirs, name)
+    )
 
 
 def contradiction(manifest: Manifest) -> str:

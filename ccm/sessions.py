@@ -18,7 +18,7 @@ from ccm.actions import (
     Route,
 )  # fmt: skip
 from ccm.exchange import EPOCH_MAX, LaneEntry, Manifest, RecordKind, SessionEntry, Sessions
-from ccm.needs import Needs, build_manifest, client_key, compare, find_entry, manifests_digest
+from ccm.needs import Needs, build_manifest, client_key, compare, difference, find_entry, manifests_digest
 from ccm.pairing import Lane
 from ccm.path import Path
 from ccm.pathset import PathSet
@@ -230,6 +230,15 @@ class SessionSet:
         if self._publisher.node < self._partner:
             return manifests_digest(self.manifest, self.partner_manifest)
         return manifests_digest(self.partner_manifest, self.manifest)
+
+    def why_waiting(self, session: SessionCore) -> str:
+        """What a session waits for, where it can be told: needs that differ, a client that the partner has closed."""
+        if session.state is SessionState.WAITING and session.partner_phase is Phase.CLOSED:
+            return "closed by the partner"
+        if session.reason is not Reason.NEEDS_DIFFER or self.partner_manifest is None:
+            return ""
+        theirs = find_entry(self.partner_manifest, session.client)
+        return difference(session.entry, theirs) if theirs is not None else ""
 
     def next_deadline(self) -> Instant | None:
         """The earliest time at which a closing or stranded session stops waiting."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from lab.errors import InputError, LabError
 from lab.plan import Plan
-from lab.report.directory import copy_logs, write_report
+from lab.report.directory import copy_logs, write_lines, write_report
 from lab.runner import READY_BOUND_NS, Progress, Runner
 from lab.scenario import At, Scenario, Step
 from lab.sessions import expected_sessions
@@ -72,6 +72,7 @@ def run(
         if report is not None:
             with contextlib.suppress(OSError):  # a report without logs is better than a lab that isn't taken down
                 copy_logs(place.logs(), report)
+                write_lines(place.journals(), report)
 
     runner = Runner(played, cluster, plan, place, tell or (lambda progress: None), keep, keep_logs)
     outcome = runner.run()

@@ -48,7 +48,8 @@ class Injected:
 
     def describe(self) -> str:
         """For people."""
-        return " ".join([str(self.id), self.fault, *([self.target] if self.target else [])])
+        client = [str(self.parameters["client"])] if "client" in self.parameters else []
+        return " ".join([str(self.id), self.fault, *([self.target] if self.target else []), *client])
 
 
 def parse_step(topology: Topology, fault: str, target: str | None, options: list[str]) -> Step:

@@ -7,7 +7,7 @@ the runner's own clock are on one scale.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -422,6 +422,10 @@ class NetnsWorld:
     def details(self) -> Mapping[str, object]:
         """Wire and timings of the bring-up."""
         return {"wire": self.fabric.wire, "lab": self.fabric.lab_id, "bring_up_ms": self.fabric.timings}
+
+    def journals(self) -> Mapping[str, Sequence[str]]:
+        """None: they are among the logs."""
+        return {}
 
     def logs(self) -> Mapping[str, Path]:
         """All log files of the nodes."""

@@ -6,7 +6,7 @@ its histories: CLOCK_MONOTONIC where time is real, virtual time in the simulator
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -138,6 +138,9 @@ class World(Protocol):
 
     def logs(self) -> Mapping[str, Path]:
         """Log files by their path in a run directory ("a/host.log")."""
+
+    def journals(self) -> Mapping[str, Sequence[str]]:
+        """Journals of managers that are in no file, by their path in a run directory: their lines."""
 
     def stop(self) -> None:
         """Takes everything down, whatever state it is in. Calling it again does nothing."""

@@ -9,12 +9,17 @@ from ccm.driver.wiring import Wiring
 from ccm.history import Kind
 from emul.node_memory import BootStatus, Stage
 
+REFUSALS_MAX = 256
+"""So many different refusals are counted; then counting begins anew."""
+
 
 class Notes:
     """One method for each action that is a note."""
 
     def __init__(self, wiring: Wiring) -> None:
         self._wiring = wiring
+        self._refusals: dict[tuple[int, int, str], int] = {}
+        """How often each was told since a path last came up: (partner, path, text)."""
 
     def remember_epoch(self, action: ac.RememberEpoch) -> None:
         """Into memory that a reboot doesn't lose."""
@@ -40,6 +45,7 @@ class Notes:
 
     def path_up(self, action: ac.NotePathUp) -> None:
         """A path carries sessions."""
+        self._refusals.clear()  # what comes now is a new story
         self._wiring.note(Kind.PATH_UP, action.partner, extra=action.path)
         self._wiring.log("path.up", {"partner": action.partner, "path": action.path})
 
@@ -54,7 +60,12 @@ class Notes:
         self._wiring.log("path.fenced", {"partner": action.partner, "path": action.path, "epoch": action.epoch})
 
     def refused(self, action: ac.NoteRefused) -> None:
-        """Something was refused."""
+        """Something was refused. What is refused again and again is logged the 1st, 2nd, 4th, 8th, ... time."""
         self._wiring.note(Kind.REFUSED, action.partner, offset=action.path, extra=action.reason)
-        fields: dict[str, object] = {"partner": action.partner, "path": action.path, "reason": action.reason.name}
-        self._wiring.log("refused", {**fields, "text": action.text})
+        key = (action.partner, action.path, action.text)
+        if key not in self._refusals and len(self._refusals) >= REFUSALS_MAX:
+            self._refusals.clear()
+        times = self._refusals[key] = self._refusals.get(key, 0) + 1
+        if times & (times - 1) == 0:
+            fields: dict[str, object] = {"partner": action.partner, "path": action.path, "reason": action.reason.name}
+            self._wiring.log("refused", {**fields, "text": action.text, "times": times})

@@ -63,7 +63,7 @@ class Wiring:
         self.config = config
         self.incarnation = incarnation
         self.node = node
-        self.log = log
+        self._log = log
         self.now = now
         self.chores = Chores()
         self.events: deque[ev.Event] = deque()
@@ -76,6 +76,11 @@ class Wiring:
         self.last_errors: dict[str, str] = {}
         """... what the last time, and where."""
         self._history = history
+
+    def log(self, word: str, fields: dict[str, object]) -> None:
+        """One line; partners have their names there."""
+        partner = self.partners.get(fields["partner"]) if "partner" in fields else None  # type: ignore[call-overload]
+        self._log(word, fields if partner is None else {**fields, "partner": partner.name})
 
     def tell(self, event: ev.Event) -> None:
         """Queues an event for the manager."""

@@ -24,16 +24,18 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     worst = 0
     for name in args.files:
-        worst = max(worst, _replay(Path(name), status=args.status))
+        worst = max(worst, replay_file(Path(name), status=args.status))
     return worst
 
 
-def _replay(path: Path, *, status: bool) -> int:
+def replay_file(path: Path, *, status: bool) -> int:
+    """Replays one journal, tells how it went, and with `status` what its last manager says; gives the exit status."""
     try:
         with path.open(encoding="utf-8") as file:
             found = replay(file)
     except (JournalError, OSError, UnicodeDecodeError) as error:
-        sys.stderr.write(f"{path}: {error}\n")
+        what = error.strerror if isinstance(error, OSError) else f"no text: {error}" if _is_binary(error) else error
+        sys.stderr.write(f"{path}: {what}\n")
         return 2
     counts = f"{found.incarnations} incarnations, {found.events} events, {found.turns} turns, {found.actions} actions"
     verdict = found.difference or "the same actions"
@@ -41,6 +43,10 @@ def _replay(path: Path, *, status: bool) -> int:
     if status:
         sys.stdout.write(json.dumps(found.status, indent=2) + "\n")
     return 1 if found.difference else 0
+
+
+def _is_binary(error: Exception) -> bool:
+    return isinstance(error, UnicodeDecodeError)
 
 
 if __name__ == "__main__":

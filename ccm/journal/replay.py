@@ -67,7 +67,10 @@ def replay(lines: Iterable[str]) -> Replayed:
 
 def _begin(line: dict[str, Any]) -> Manager:
     if line["journal"] != FORMAT:
-        raise JournalError(f"format {line['journal']!r}, this is a reader of format {FORMAT}")
+        raise JournalError(
+            f"format {line['journal']!r}, this is a reader of format {FORMAT}: "
+            "the version of ccm-lab that wrote the journal can replay it"
+        )
     try:
         partners = [
             PartnerConfig(int(node), str(name), tuple((int(index), int(adapter)) for index, adapter in paths))

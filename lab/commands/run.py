@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from contextlib import suppress
+from dataclasses import replace
 
 from lab.errors import EXIT_PASS, InputError
 
@@ -22,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", metavar="DIR", help="directory of the run (default: a new one under lab-runs)")
     parser.add_argument("--json", action="store_true", help="one JSON object (several scenarios: a list) on stdout")
     parser.add_argument("--keep", action="store_true", help="leave the lab running; `lab ps` and `lab down` find it")
+    parser.add_argument("--journal", action="store_true", help="each manager's journal, for `lab journal`")
     parser.add_argument("--capture", action="store_true", help="all frames, as cables/*.pcapng in the run's directory")
 
 
@@ -41,6 +43,8 @@ def main(args: argparse.Namespace) -> int:
     # All files are read before anything starts: a typing mistake in the third must not cost a run of the first two.
     loaded = [Scenario.load(name, topology) for name in args.scenarios]
     played = [(scenario, topology or scenario.load_topology()) for scenario in loaded]
+    if args.journal:
+        played = [(scenario, replace(cluster, journal=True)) for scenario, cluster in played]
     results = [_run_one(args, scenario, cluster, several=len(played) > 1) for scenario, cluster in played]
     if args.json:
         objects = [result for result, _ in results]

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from emul.node_memory import Stage
 from lab.commands._labs import open_lab, table
 from lab.errors import EXIT_PASS
 
@@ -81,27 +82,40 @@ def collect(fabric: Fabric) -> dict[str, Any]:
 
 
 def render(state: dict[str, Any]) -> str:
-    """The state as tables."""
-    cables = [("CABLE", "ENDS", "STATE")]
-    cables += [(cable["cable"], " -- ".join(cable["ends"]), cable_state(cable)) for cable in state["cables"]]
-    nodes = [("NODE", "HOST", "ADAPTERS")]
-    paths = [("NODE", "PARTNER", "PATH", "STATE", "FOR", "REASON", "LOSSES", "FENCE", "ROUND TRIP")]
-    sessions = [("NODE", "PARTNER", "CLIENT", "STATE", "FOR", "EPOCH", "ERRORS", "ROUTES")]
-    refusals = [("NODE", "PARTNER", "REFUSED", "THE LAST ONE")]
+    """The state as tables, as narrow as they can be: in a pair with short names no wider than 80 columns."""
+    tables: list[list[tuple[str, ...]]] = [
+        [("CABLE", "ENDS", "STATE"), *((c["cable"], " -- ".join(c["ends"]), cable_state(c)) for c in state["cables"])],
+        [("NODE", "HOST", "BOOT", "ADAPTERS")],
+        [("NODE", "SEES", "HOST", "BOOT", "VERSION", "REFUSED", "THE LAST ONE")],
+        [("PATH", "NO", "OVER", "STATE", "FOR", "LOSSES", "FENCE", "RTT", "LIMIT")],
+        [("SESSION", "CLIENT", "STATE", "FOR", "EPOCH", "ERRORS", "ROUTES")],
+        [("CARD", "CARRIER", "SENT", "RECEIVED", "REPEATED", "TIMEOUTS", "NAKS", "DROPPED")],
+        [("NODE", "CLIENT", "STATE", "EXCEPTIONS", "THE LAST ONE")],
+    ]
+    _, nodes, partners, paths, sessions, cards, clients = tables
     for node, entry in state["nodes"].items():
+        host = entry["host"] or {}
+        names = list(entry["adapters"])
         adapters = ", ".join(f"{name} {word}" for name, word in entry["adapters"].items())
-        nodes.append((node, host_word(entry), adapters))
-        now_ns = (entry["host"] or {}).get("now_ns")
+        nodes.append((node, host_word(entry), str(host.get("incarnation", "")), adapters))
         for partner, seen in partners_of(entry).items():
-            for path in seen.get("paths", ()):
-                paths.append((node, partner, *path_cells(path, now_ns)))
-            for session in seen.get("sessions", ()):
-                sessions.append((node, partner, *session_cells(session, now_ns)))
-            if seen.get("refused"):
-                refusals.append((node, partner, str(seen["refused"]), str(seen.get("last_refusal", ""))))
-    parts = [f"lab {state['lab']}, topology {state['topology']}, wire {state['wire']}", table(cables), table(nodes)]
-    parts += [table(rows) for rows in (paths, sessions, refusals) if len(rows) > 1]
-    return "\n\n".join(parts)
+            way = f"{node} -> {partner}"
+            partners.append((node, partner, *partner_cells(seen)))
+            paths += [(way, *path_cells(path, names, host.get("now_ns"))) for path in seen.get("paths", ())]
+            sessions += [(way, *session_cells(each, host.get("now_ns"))) for each in seen.get("sessions", ())]
+        found_cards = zip(names, host.get("adapters", ()), strict=False)
+        cards += [(f"{node}.{name}", *card_cells(card)) for name, card in found_cards]
+        for client, found in host.get("clients", {}).items():
+            if found["exceptions"] or found["state"] != "running":
+                clients.append((node, client, found["state"], str(found["exceptions"]), found["last_exception"]))
+    head = f"lab {state['lab']}, topology {state['topology']}, wire {state['wire']}"
+    return "\n\n".join([head, *(table(_without_empty(rows)) for rows in tables if len(rows) > 1)])
+
+
+def _without_empty(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Without the columns in which nothing stands."""
+    filled = [column for column in range(len(rows[0])) if any(row[column] for row in rows[1:])]
+    return [tuple(row[column] for column in filled) for row in rows]
 
 
 def cable_state(cable: dict[str, Any]) -> str:
@@ -135,30 +149,69 @@ def age(since_ns: object, now_ns: object) -> str:
     return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"
 
 
+def words(name: object) -> str:
+    """A state or a reason as people write it; "" for none."""
+    text = str(name).lower().replace("_", " ")
+    return "" if text == "none" else text
+
+
 def why(count: object, reason: object) -> str:
     """How often, and the last reason."""
-    return f"{count}, {str(reason).lower().replace('_', ' ')}" if count else "0"
+    return f"{count}, {words(reason)}" if count else "0"
 
 
-def path_cells(path: dict[str, Any], now_ns: object = None) -> tuple[str, ...]:
-    """Columns for one path."""
-    rtt_ns = path.get("rtt_ns")
-    reason = str(path.get("reason", "")).lower()
+def partner_cells(seen: dict[str, Any]) -> tuple[str, ...]:
+    """Columns for what is known of a partner's host, and what of it was refused."""
+    stage, refused = seen.get("stage"), seen.get("refused")
+    named = words(Stage(stage).name) if isinstance(stage, int) and stage in list(Stage) else "never seen"
     return (
-        str(path.get("index", "?")),
-        str(path.get("state", "?")).lower(),
-        age(path.get("since_ns"), now_ns),
-        "" if reason == "none" else reason.replace("_", " "),
-        why(path.get("losses", 0), path.get("last_loss", "")),
-        str(path.get("fence_epoch", "?")),
-        f"{rtt_ns / 1000:.0f} us" if isinstance(rtt_ns, int | float) and rtt_ns else "",
-    )
+        named, str(seen.get("incarnation") or ""), str(seen.get("version") or ""), str(refused or ""),
+        str(seen.get("last_refusal", "")) if refused else "",
+    )  # fmt: skip
+
+
+def path_cells(path: dict[str, Any], adapters: list[str], now_ns: object = None) -> tuple[str, ...]:
+    """Columns for one path."""
+    number, adapter = path.get("index", "?"), path.get("adapter")
+    over = adapters[adapter] if isinstance(adapter, int) and adapter < len(adapters) else ""
+    state = words(path.get("state", "?")) + (", avoided" if path.get("avoided") else "")
+    return (
+        str(number), over, state, age(path.get("since_ns"), now_ns),
+        why(path.get("losses", 0), path.get("last_loss", "")), str(path.get("fence_epoch", "?")),
+        _figure(path.get("rtt_ns"), 1000, "us"), _figure(path.get("limit_ns"), 1_000_000, "ms"),
+    )  # fmt: skip
+
+
+def _figure(ns: object, unit_ns: int, unit: str) -> str:
+    return f"{ns / unit_ns:.0f} {unit}" if isinstance(ns, int | float) and ns else ""
 
 
 def session_cells(session: dict[str, Any], now_ns: object = None) -> tuple[str, ...]:
-    """Columns for one session."""
+    """Columns for one session; one that is not ready says why."""
     routes = ", ".join(str(route) for route in session.get("routes", ()))
+    state, reason = words(session.get("state", "?")), words(session.get("reason", "none"))
+    detail = session.get("detail") or reason
+    if state not in ("ready", "closed") and detail:
+        state = f"{state}: {detail}"
     return (
-        str(session.get("client", "?")), str(session.get("state", "?")).lower(), age(session.get("since_ns"), now_ns),
+        str(session.get("client", "?")), state, age(session.get("since_ns"), now_ns),
         str(session.get("epoch", "?")), why(session.get("errors", 0), session.get("last_error", "")), routes,
     )  # fmt: skip
+
+
+_DROPPED = (
+    "rx_icrc_error", "rx_bad_header", "rx_truncated", "rx_not_roce", "rx_bad_arp", "rx_bad_mad", "rx_no_qp",
+    "rx_wrong_source", "rx_unexpected",
+)  # fmt: skip
+
+
+def card_cells(card: dict[str, Any]) -> tuple[str, ...]:
+    """Columns for one adapter's counters (docs/counters.md), as its host reads them."""
+    if card.get("gone"):
+        return ("gone", *[""] * 6)
+    counters = card.get("counters", {})
+    sums = [("sent_pkts",), ("rcvd_pkts",), ("retransmitted",), ("timeouts",), ("rcvd_nak", "sent_nak"), _DROPPED]
+    return (
+        "yes" if card.get("carrier") else "no",
+        *(f"{sum(counters.get(name, 0) for name in names):,}" for names in sums),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 
 from lab.errors import EXIT_FAIL, EXIT_PASS
 
@@ -17,6 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("topology", metavar="TOPOLOGY", help="a file, or the name of one that ships")
     parser.add_argument("--name", metavar="N", help="name of the lab (default: that of the topology)")
     parser.add_argument("--wire", default="auto", choices=("auto", "xdp", "packet"), help="how adapters move frames")
+    parser.add_argument("--journal", action="store_true", help="each manager keeps a journal, for `lab journal`")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="for what hosts draw by chance")
     parser.add_argument(
         "--timeout",
@@ -36,6 +38,8 @@ def main(args: argparse.Namespace) -> int:
     from lab.worlds import world_for
 
     topology = Topology.load(args.topology)
+    if args.journal:
+        topology = replace(topology, journal=True)
     plan = Plan(topology)
     if world_for(topology) == "docker":
         from lab.docker.fabric import start_fabric

@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -83,6 +83,14 @@ def copy_logs(logs: Mapping[str, Path], directory: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             shutil.copyfile(path, target)
+
+
+def write_lines(texts: Mapping[str, Sequence[str]], directory: Path) -> None:
+    """Writes what was never in a file, beside the nodes' logs."""
+    for name, lines in texts.items():
+        target = directory / "nodes" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def versions(details: Mapping[str, object]) -> dict[str, object]:

@@ -5,7 +5,12 @@ The seed varies delays, boot offsets, wake-ups and, by a little, the moments of 
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Callable, Mapping
+=======
+import gc
+from collections.abc import Callable, Mapping, Sequence
+>>>>>>> 2fd13c7 (lab status and lab logs as a person reads them; lab journal; events of the logs documented)
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -373,6 +378,10 @@ class SimWorld:
     def logs(self) -> Mapping[str, Path]:
         """None."""
         return {}
+
+    def journals(self) -> Mapping[str, Sequence[str]]:
+        """Of the nodes whose topology wants them."""
+        return {f"{name}/journal.log": node.journal for name, node in self.nodes.items() if node.journal}
 
 
 def _name(fault: PlannedFault) -> str:

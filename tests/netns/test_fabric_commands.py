@@ -118,7 +118,11 @@ def test_logs_of_a_node_and_of_the_fabric(up: Shell) -> None:
     assert "host.started" in up("logs", "p", "a").stdout
     one = up("logs", "p", "a", "host")
     assert one.returncode == 0
-    assert one.stdout.startswith("{"), "a single log needs no names in front"
+    assert "  host  " not in one.stdout, "a single log needs no names in front"
+    lines = [json.loads(line) for line in up("logs", "p", "a", "--json").stdout.splitlines()]
+    assert {line["process"] for line in lines} == {"host", "ic0", "ic1"}
+    assert [line["at_ns"] for line in lines] == sorted(line["at_ns"] for line in lines)
+    assert lines[-1] == json.loads(up("logs", "p", "a", "--json", "-n", "1").stdout)
     assert up("logs", "p", "fabric").returncode == 0
     unknown = up("logs", "p", "a", "ic7")
     assert (unknown.returncode, "host, ic0, ic1" in unknown.stderr) == (2, True)

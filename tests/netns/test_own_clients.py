@@ -36,7 +36,7 @@ def test_a_lab_that_stays_shows_closes_and_opens_it(lab: Shell) -> None:
     first = session(lab)
     assert first["state"] == "READY"
     wait_for(lambda: "shared-counter.seen" in lab("logs", "own", "b", "host").stdout, "b logs a's counter")
-    lines = [json.loads(line) for line in lab("logs", "own", "b", "host").stdout.splitlines()]
+    lines = [json.loads(line) for line in lab("logs", "own", "b", "host", "--json").stdout.splitlines()]
     seen = next(line for line in lines if line["event"] == "shared-counter.seen")
     assert seen["node"] == "b" and seen["partner"] == "a" and seen["value"] % 100 == 0
     done = lab("inject", "own", "client.close", "a", "client=shared-counter")

@@ -13,6 +13,7 @@ import pytest
 from ccm.journal import FORMAT, JournalError, replay
 from ccm.sessions import SessionSet
 from emul.clock import MILLISECOND, SECOND
+from lab.cli import main
 from lab.plan import Plan
 from lab.sim.world import SimWorld
 from lab.topology import Topology
@@ -116,3 +117,33 @@ def test_damaged_journals_are_errors_and_nothing_worse(journals: dict[str, list[
             replay(lines)
         except JournalError as error:
             assert str(error).startswith("line ")
+
+
+def test_the_command_replays_what_a_run_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "run"
+    assert main(["run", "cable-cut", "--world", "sim", "--seed", "4", "--journal", "--report", str(report)]) == 0
+    capsys.readouterr()
+    assert main(["journal", str(report)]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and all(line.endswith(": the same actions") for line in told)
+    file = report / "nodes" / "a" / "journal.log"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    place = next(place for place, line in enumerate(lines) if '"ConnectPeer"' in line)
+    lines[place] = lines[place].replace('"path":0', '"path":7', 1)
+    file.write_text("\n".join(lines), encoding="utf-8")
+    assert main(["journal", str(file)]) == 1
+    assert f"line {place + 1}: after" in capsys.readouterr().err
+
+
+def test_the_command_tells_what_is_no_journal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*words: str) -> str:
+        assert main(["journal", *words]) == 2
+        return capsys.readouterr().err
+
+    (tmp_path / "noise").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "nothing").touch()
+    assert "noise: no text: 'utf-8' codec can't decode" in told(str(tmp_path / "noise"))
+    assert "nothing: an empty journal: expected a line with its format first" in told(str(tmp_path / "nothing"))
+    assert "there is no such file (did you mean nothing?)" in told(str(tmp_path / "nothign"))
+    (tmp_path / "run").mkdir()
+    assert "no journal.log in this directory: its topology has no `journal: true`" in told(str(tmp_path / "run"))

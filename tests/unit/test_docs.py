@@ -139,3 +139,16 @@ def test_the_catalogue_of_faults_is_whole() -> None:
     for name, fault in FAULTS.items():
         assert fault.help in rows[name], name
         assert all(f"`{parameter.name}`" in rows[name] for parameter in fault.parameters), name
+
+
+def logged_words() -> set[str]:
+    """All events that hosts and adapters write into their logs, but those that a client or a fault names."""
+    call = re.compile(r'(?:\blog|_log|_tell_end)\(\s*(?:Kind\.\w+, )?"([a-z][a-z_.]*)"')
+    sources = [*(ROOT / "ccm").rglob("*.py"), ROOT / "emul" / "process.py"]
+    return {word for source in sources for word in call.findall(source.read_text(encoding="utf-8"))}
+
+
+def test_the_page_on_observing_has_each_event_of_the_logs() -> None:
+    text = (ROOT / "docs" / "observing.md").read_text(encoding="utf-8")
+    assert len(logged_words()) > 20
+    assert [word for word in sorted(logged_words()) if f"`{word}`" not in text] == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from ccm import events as ev
+from ccm.needs import Needs
 from ccm.reasons import Reason
 from emul.clock import MILLISECOND, SECOND
 from lab.commands.status import age, render
@@ -37,6 +39,30 @@ def test_paths_and_sessions_are_shown_with_states_ages_counts_and_last_errors() 
     assert "down" in lost and " ms " in lost and "2, carrier lost" in lost, text
     echo = next(line for line in text.splitlines() if " echo " in line)
     assert "ready" in echo and "1, partner rebooted" in echo, text
+
+
+def test_a_pair_fits_80_columns_and_tells_which_adapter_a_path_uses() -> None:
+    text = render(state_of(after_a_cut_and_a_reboot()))
+    assert max(len(line) for line in text.splitlines()) <= 80, text
+    assert next(line for line in text.splitlines() if line.startswith("n1 -> n2  0")).split()[4] == "ic0"
+
+
+def test_needs_that_differ_are_told_with_both_figures() -> None:
+    world = World(1)
+    world.boot(2)
+    world.needs = {"mirror": Needs(), "echo": Needs(message_bytes=512, depth=16, vis=2)}
+    world.boot(1)
+    world.run(300 * MILLISECOND)
+    text = render(state_of(world))
+    assert "waiting: vis 2 here, 1 there, depth 16 here, 64 there" in text
+    assert next(line for line in text.splitlines() if " mirror " in line).split()[4] == "ready"
+
+
+def test_a_session_that_the_partner_has_closed_says_so() -> None:
+    world = after_a_cut_and_a_reboot()
+    world.give(2, ev.ClientClosed(1, "echo"))
+    world.run(300 * MILLISECOND)
+    assert "waiting: closed by the partner" in render(state_of(world))
 
 
 def test_a_refusal_is_shown_with_its_reason() -> None:
