@@ -5,12 +5,7 @@ The seed varies delays, boot offsets, wake-ups and, by a little, the moments of 
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Callable, Mapping
-=======
-import gc
 from collections.abc import Callable, Mapping, Sequence
->>>>>>> 2fd13c7 (lab status and lab logs as a person reads them; lab journal; events of the logs documented)
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
