@@ -28,7 +28,6 @@ from emul.vocabulary import QPState
 from lab.check.holdings import HeldLanes, HeldVi, Told
 from lab.plan import Plan
 from lab.sim.node import SimNode
-from lab.topology import CLIENTS
 
 _PLACE = {
     (kind, index): slot_range(kind, index)
@@ -55,7 +54,7 @@ class Probe:
         """Facts, as is the next."""
         self.calm_since = calm_since
         names = {number: name for name, number in plan.node_ids.items()}
-        self._clients = {client_key(name): number for number, name in enumerate(CLIENTS, 1)}
+        self._clients = {client_key(name): number for number, name in enumerate(plan.topology.client_names, 1)}
         self._adapter = {
             (number, partner, path.index): self._nodes[number].adapters[path.local.adapter]
             for number in nodes
