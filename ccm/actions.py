@@ -176,6 +176,13 @@ class AlertClosed:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetPartner:
+    """All that was held for a partner that left is given back already: nothing more comes of it."""
+
+    partner: int
+
+
+@dataclass(frozen=True, slots=True)
 class TellPartnerStatus:
     """Tell the clients that watch it what the partner's status page says; for the history, `changed` ones count."""
 
@@ -237,5 +244,5 @@ class NoteRefused:
 Action = (
     ConnectPeer | DisconnectPeer | ReadStatus | ReadSeen | WriteRecord | ReadInbox | RequestFence | OpenLanes
     | ConnectLanes | CloseLanes | HoldPath | Route | Move | RememberEpoch | AlertReady | AlertError | AlertClosed
-    | TellPartnerStatus | NoteStep | NotePathUp | NotePathDown | NotePathFenced | NoteRefused
+    | ForgetPartner | TellPartnerStatus | NoteStep | NotePathUp | NotePathDown | NotePathFenced | NoteRefused
 )  # fmt: skip

@@ -13,7 +13,7 @@ MODULES = tuple(
         "actions", "adapter_port", "budget", "clients/echo", "clients/load", "clients/nvram_mirror", "driver/chores",
         "driver/driver", "driver/notes", "driver/peers", "driver/sessions", "driver/timed", "driver/wiring", "events",
         "exchange", "failover", "handshake", "history", "host", "journal/recorder", "lanes", "liveness", "manager",
-        "pairing", "path", "pathset", "peer_link", "peering", "publisher", "session", "sessions", "settings",
+        "membership", "pairing", "path", "pathset", "peer_link", "peering", "publisher", "session", "sessions", "settings",
         "settling", "stream", "workload",
     )
 )  # fmt: skip

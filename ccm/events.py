@@ -26,6 +26,25 @@ class CarrierFound:
 
 
 @dataclass(frozen=True, slots=True)
+class PartnerAdded:
+    """The cluster has a new member, or one that had left. `paths`: (path index, local adapter index) of each;
+    `epoch`: the highest session epoch ever agreed with it.
+    """
+
+    partner: int
+    name: str
+    paths: tuple[tuple[int, int], ...]
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartnerRemoved:
+    """A member has left the cluster, or is to leave: its sessions are closed in order, then it is forgotten."""
+
+    partner: int
+
+
+@dataclass(frozen=True, slots=True)
 class PeerConnected:
     """The partner's firmware accepted us on `path`, and both proved the cluster key.
 
@@ -243,7 +262,8 @@ class ClientClosed:
 
 
 Event = (
-    CarrierLost | CarrierFound | PeerConnected | PeerRefused | PeerLost | StatusRead | StatusUnreadable | SeenRead
+    CarrierLost | CarrierFound | PartnerAdded | PartnerRemoved
+    | PeerConnected | PeerRefused | PeerLost | StatusRead | StatusUnreadable | SeenRead
     | RecordWritten | RecordArrived | RecordRefused | FenceAnswered | FencedByPartner | DoubleRefused | LifeSeen
     | LanesOpened | LanesConnected | LanesFailed | ViFailed | Moved | PathAvoided | ClientOpened | ClientClosed
 )  # fmt: skip

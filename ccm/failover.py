@@ -29,7 +29,8 @@ class Failover:
         self._settling = settling
         self._out = out
         self._partner = publisher.partner
-        self._fence_number = 0
+        self.fence_number = 0
+        """Counts fence requests."""
 
     def on_fence_answered(self, event: ev.FenceAnswered, *, now: Instant) -> None:
         """Nothing of the lost path lands at the partner any more: now, and not before, its work is replayed."""
@@ -70,8 +71,8 @@ class Failover:
     def _start_fence(self, path: Path, *, now: Instant) -> None:
         path.fence_attempts = 0
         path.fence_target = path.pairing.partner_fence_epoch + 1
-        self._fence_number += 1
-        path.fence_number = self._fence_number
+        self.fence_number += 1
+        path.fence_number = self.fence_number
         self.request_fence(path, now=now)
 
     def request_fence(self, path: Path, *, now: Instant) -> None:

@@ -22,13 +22,15 @@ from ccm.workload import Workload, WorkloadError
 from emul.clock import MILLISECOND, Instant
 from emul.errors import RDMAError
 from emul.memory import Memory
-from emul.node_memory import BootStatus, NodeMemory, Stage
+from emul.node_memory import PARTNERS_MAX, PATHS_MAX, BootStatus, NodeMemory, Stage
 from emul.verbs import Context
 
 BEAT_NS = 5 * MILLISECOND
 """How often the host beats on its status page."""
 SUSPENDED_NS = 20 * MILLISECOND
 """A loop that is run later than this notes it: timing verdicts of such a run are doubtful."""
+NAME_MAX = 64
+"""Characters of a partner's name."""
 CLIENT_IDS = {NvramMirror.name: 1, Echo.name: 2, FailoverMonitor.name: 3}
 """Numbers in the history; other clients follow in the order of the configuration."""
 
@@ -362,6 +364,28 @@ class Host:
             raise WorkloadError(f"unknown partner {name!r}, expected one of {', '.join(known)}")
         return None if name is None else known[str(name)]
 
+    def _partner_add(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
+        """{"partner": {"name", "id", "paths": [{"index", "adapter", "remote"}]}}, as in the configuration"""
+        number, name, paths = new_partner(request.get("partner"), len(self._contexts))
+        known = {partner.name: each for each, partner in self.driver.partners.items()}
+        if number == self.node_id or name == self.name:
+            return {"error": f"node id {number}, name {name!r}: this node is {self.name} with node id {self.node_id}"}
+        if number in known.values() or name in known:
+            taken = next(f"{each} has node id {own}" for each, own in known.items() if own == number or each == name)
+            leaving = number not in self.driver.manager.peerings or self.driver.manager.peerings[number].leaving
+            return {"error": f"node id {number}, name {name!r}: {taken}" + (" and is leaving" if leaving else "")}
+        opened = self._node.status is not None and self._node.status.stage >= Stage.KERNEL
+        self.driver.add_partner(number, name, paths, now, opened=opened)
+        return {"ok": True}
+
+    def _partner_remove(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
+        """{"partner": name}: its sessions are closed in order, then it is no partner any more"""
+        number = self._wanted_partner(request)
+        if number is None:
+            return {"error": "partner: expected the name of a partner, found none"}
+        self.driver.remove_partner(number, now)
+        return {"ok": True}
+
     def _path_avoid(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
         """{"partner": name, "path": number, "avoid": bool}"""
         wanted, path, avoid = request.get("partner"), request.get("path"), request.get("avoid", True)
@@ -396,6 +420,8 @@ _CONTROL: dict[str, Callable[[Host, Mapping[str, Any], Instant], dict[str, Any]]
     "client.close": Host._client_close,
     "client.open": Host._client_open,
     "client.crash": Host._client_crash,
+    "partner.add": Host._partner_add,
+    "partner.remove": Host._partner_remove,
     "path.avoid": Host._path_avoid,
     "resources": Host._resources,
     "shutdown": Host._shutdown,
@@ -404,6 +430,25 @@ _CONTROL: dict[str, Callable[[Host, Mapping[str, Any], Instant], dict[str, Any]]
 
 def _needs_nothing(client: Client, partner: Partner) -> None:
     """What a client that has crashed needs."""
+
+
+def new_partner(given: object, adapters: int) -> tuple[int, str, tuple[PathConfig, ...]]:
+    """Node id, name and paths of a partner that is to be added. Raises WorkloadError for what can't be one."""
+    try:
+        if not isinstance(given, Mapping):
+            raise TypeError(f"expected an object, found {given!r:.60}")
+        number, name = int(given["id"]), str(given["name"])
+        paths = tuple(PathConfig(int(p["index"]), int(p["adapter"]), str(p["remote"])) for p in given["paths"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WorkloadError(f"partner: expected name, id and paths (index, adapter, remote): {error!r}") from None
+    if not 0 < number < PARTNERS_MAX or not 0 < len(name) <= NAME_MAX:
+        raise WorkloadError(f"partner: expected an id of 1 ... {PARTNERS_MAX - 1} and a name, found {number}, {name!r}")
+    indices = [path.index for path in paths]
+    wrong = [path for path in paths if not 0 <= path.index < PATHS_MAX or not 0 <= path.adapter < adapters]
+    if not paths or wrong or len(set(indices)) != len(indices):
+        text = f"expected paths 0 ... {PATHS_MAX - 1} of adapters 0 ... {adapters - 1}, found {paths}"
+        raise WorkloadError(f"partner {name}: {text}")
+    return number, name, paths
 
 
 def _boot_plan(boot: Mapping[str, Any]) -> list[tuple[Instant, Stage]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ccm import events as ev
+from ccm import membership
 from ccm.actions import Action
 from ccm.budget import Budget
 from ccm.peerinfo import OWN_VERSIONS, Versions
@@ -36,32 +37,52 @@ class Manager:
     ) -> None:
         self.node = node
         self.incarnation = incarnation
-        self._budget = budget = Budget(settings)
-        self.peerings = {
-            partner.node: Peering(
-                node, name, incarnation, partner, known_epoch(partner.node), versions, budget, now=now
-            )
-            for partner in partners
-        }
-        self._handlers = {partner: _handlers(peering) for partner, peering in self.peerings.items()}
-        self._touched: set[int] = set(self.peerings)
+        self._name = name
+        self._versions = versions
+        self._budget = Budget(settings)
+        self.peerings: dict[int, Peering] = {}
+        self._handlers: dict[int, dict[type, Callable[..., None]]] = {}
+        self._past: dict[int, membership.Past] = {}
+        """Of those that were partners: what still comes of them is late and means nothing."""
+        self._dark: set[int] = set()
+        """Local adapters without carrier."""
+        self._touched: set[int] = set()
         """Partners whose deadline may have moved since `next_deadline` was last asked for."""
-        self._due: dict[int, Instant | None] = dict.fromkeys(self.peerings)
+        self._due: dict[int, Instant | None] = {}
         self._deadlines: list[tuple[Instant, int]] = []
         """A heap of (deadline, partner); what `_due` does not say any more is out of date."""
+        for partner in partners:
+            self._add(partner, known_epoch(partner.node), now=now)
 
     def handle(self, event: ev.Event, *, now: Instant) -> list[Action]:
-        """Takes one event. Raises KeyError for a partner that the configuration does not name."""
+        """Takes one event. Raises KeyError for a partner that never was one; of a former one nothing counts."""
         if isinstance(event, (ev.CarrierLost, ev.CarrierFound)):
             actions: list[Action] = []
+            (self._dark.discard if isinstance(event, ev.CarrierFound) else self._dark.add)(event.adapter)
             self._touched.update(self.peerings)
-            for peering in self.peerings.values():
+            for peering in list(self.peerings.values()):
                 peering.on_carrier(event.adapter, isinstance(event, ev.CarrierFound), now=now)
-                actions += _take_actions(peering)
+                actions += self._take(peering)
             return actions
+        if event.partner not in self.peerings and event.partner in self._past:
+            if isinstance(event, ev.PartnerAdded):
+                self._add_back(event, now=now)
+            return []
+        if isinstance(event, ev.PartnerAdded):
+            if event.partner not in self.peerings:
+                self._add(PartnerConfig(event.partner, event.name, event.paths), event.epoch, now=now)
+            return []
+        peering = self.peerings[event.partner]
         self._touched.add(event.partner)
-        self._handlers[event.partner][type(event)](event, now=now)
-        return _take_actions(self.peerings[event.partner])
+        if isinstance(event, ev.PartnerRemoved):
+            membership.begin_to_leave(peering, now=now)
+        else:
+            self._handlers[event.partner][type(event)](event, now=now)
+        return self._take(peering)
+
+    def knows(self, partner: int) -> bool:
+        """Whether it is a partner, or was one."""
+        return partner in self.peerings or partner in self._past
 
     def on_time(self, *, now: Instant) -> list[Action]:
         """Runs the timers that are due; needless calls give no actions."""
@@ -69,13 +90,13 @@ class Manager:
         due, deadlines, touched = self._due, self._deadlines, self._touched
         while deadlines and deadlines[0][0] <= now:
             deadline, partner = heapq.heappop(deadlines)
-            if due[partner] == deadline:
+            if due.get(partner) == deadline:
                 due[partner] = None
                 touched.add(partner)
-        for partner in sorted(touched):
+        for partner in sorted(touched):  # a copy: who leaves is taken out
             peering = self.peerings[partner]
             peering.on_time(now=now)
-            actions += _take_actions(peering)
+            actions += self._take(peering)
         return actions
 
     def next_deadline(self) -> Instant | None:
@@ -88,13 +109,43 @@ class Manager:
                 if deadline is not None:
                     heapq.heappush(deadlines, (deadline, partner))
         self._touched.clear()
-        while deadlines and due[deadlines[0][1]] != deadlines[0][0]:
+        while deadlines and due.get(deadlines[0][1]) != deadlines[0][0]:
             heapq.heappop(deadlines)
         return deadlines[0][0] if deadlines else None
 
     def status(self) -> dict[str, Any]:
         """What `lab status` shows: partners, paths, sessions; values are JSON-able, times are instants in ns."""
         return {peering.partner_name: describe(peering) for peering in self.peerings.values()}
+
+    # members
+
+    def _add(self, partner: PartnerConfig, epoch: int, *, now: Instant) -> Peering:
+        peering = Peering(
+            self.node, self._name, self.incarnation, partner, epoch, self._versions, self._budget, now=now
+        )
+        for adapter in self._dark:
+            peering.on_carrier(adapter, False, now=now)
+        peering.out.clear()
+        self.peerings[partner.node] = peering
+        self._handlers[partner.node] = _handlers(peering)
+        self._due[partner.node] = None
+        self._touched.add(partner.node)
+        return peering
+
+    def _add_back(self, event: ev.PartnerAdded, *, now: Instant) -> None:
+        peering = self._add(PartnerConfig(event.partner, event.name, event.paths), event.epoch, now=now)
+        membership.resume(peering, self._past.pop(event.partner))
+
+    def _take(self, peering: Peering) -> list[Action]:
+        """What a partner's machines want done, with its departure where that is due."""
+        actions = _take_actions(peering)
+        if peering.leaving and membership.has_left(peering):
+            parting, self._past[peering.partner] = membership.part(peering)
+            actions += parting
+            for held in (self.peerings, self._handlers, self._due):
+                del held[peering.partner]
+            self._touched.discard(peering.partner)
+        return actions
 
 
 def _handlers(peering: Peering) -> dict[type, Callable[..., None]]:

@@ -81,6 +81,8 @@ class Peering:
         self.partner_name = partner.name
         self.incarnation = incarnation
         self.out: list[Action] = []
+        self.leaving = False
+        """The partner is about to be no partner any more (`ccm.membership`)."""
         leads = node < partner.node
         self.paths = PathSet(
             [
@@ -489,6 +491,8 @@ class Peering:
 
     def on_client_opened(self, event: ev.ClientOpened, *, now: Instant) -> None:
         """A client of ours wants a session with this partner; one too many for a manifest is refused."""
+        if self.leaving:
+            return
         try:
             self.sessions.open(event.name, event.needs, now=now)
         except NeedsError as error:

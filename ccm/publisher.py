@@ -85,6 +85,10 @@ class Publisher:
         self._sequence += 1
         return self._sequence
 
+    def skip_to(self, sequence: int) -> None:
+        """Numbers up to `sequence` were given already, before the partner left and came back."""
+        self._sequence = max(self._sequence, sequence)
+
     def on_written(self, kind: RecordKind, index: int, sequence: int) -> None:
         """The partner's adapter acknowledged a write."""
         entry = self._entries.get((kind, index))

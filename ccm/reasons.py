@@ -54,3 +54,5 @@ class Reason(IntEnum):
     """A callback of the client raised an exception."""
     DUPLICATE_IDENTITY = 24
     """Two nodes have one node id: the one that came second, with no later incarnation, is refused."""
+    PARTNER_REMOVED = 25
+    """The partner is no member of the cluster any more."""

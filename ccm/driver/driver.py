@@ -9,7 +9,7 @@ back a path's queue pairs doesn't hold up the work on another.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from ccm.driver.notes import Notes
 from ccm.driver.peers import PeerDriver
 from ccm.driver.sessions import SessionDriver
 from ccm.driver.timed import TimedClients
-from ccm.driver.wiring import DriverConfig, Log, Wiring
+from ccm.driver.wiring import DriverConfig, Log, PathConfig, Wiring
 from ccm.history import HistoryWriter
 from ccm.journal import JournalledManager
 from ccm.manager import Manager
@@ -70,6 +70,7 @@ class Driver:
         self._peers = PeerDriver(wiring, rng)
         self._sessions = SessionDriver(wiring, rng)
         self._execute_one = _dispatch(self._peers, self._sessions, Notes(wiring))
+        self._execute_one[ac.ForgetPartner] = self._forget_partner
         self._timed = TimedClients(wiring, clients)
         self._contexts = list(contexts)
         self._reopen = reopen if reopen is not None else self._contexts.__getitem__
@@ -199,6 +200,37 @@ class Driver:
         self._wiring.set_now(now)
         self._wiring.tell(ev.PathAvoided(partner, path, avoided))
         self._pump()
+
+    def add_partner(self, number: int, name: str, paths: Sequence[PathConfig], now: Instant, *, opened: bool) -> None:
+        """The cluster has a new member; `opened`: the clients are open, and get their sessions with it."""
+        wiring = self._wiring
+        wiring.set_now(now)
+        wiring.add_partner(number, name, paths)
+        numbers = tuple((path.index, path.adapter) for path in paths)
+        wiring.tell(ev.PartnerAdded(number, name, numbers, wiring.node.session_epoch(number)))
+        wiring.log("partner.added", {"partner": number, "name": name})
+        self._pump()
+        for client in wiring.clients.values() if opened else ():
+            try:
+                self.open_client(client, now, number)
+            except (Exception, SystemExit) as error:  # one client's mistake is not the others'
+                wiring.on_client_exception(client.name, error)
+                self._pump()
+
+    def remove_partner(self, number: int, now: Instant) -> None:
+        """A member leaves: its sessions are closed in order, then everything that was held for it is given back."""
+        self._wiring.set_now(now)
+        self._wiring.tell(ev.PartnerRemoved(number))
+        self._pump()
+
+    def _forget_partner(self, action: ac.ForgetPartner) -> None:
+        self._wiring.chores.add(self._forgetting(action.partner), now=self._wiring.now, put_off=True)
+
+    def _forgetting(self, partner: int) -> Iterator[None]:
+        yield from self._peers.forget(partner)
+        self._sessions.forget(partner)
+        self._wiring.remove_partner(partner)
+        self._wiring.log("partner.removed", {"partner": partner})
 
     def has_sessions(self) -> bool:
         """Whether there are sessions that are not closed."""

@@ -83,6 +83,18 @@ class PeerDriver:
                 if found is not None:
                     self._wiring.tell(ev.RecordArrived(partner, found))
 
+    def forget(self, partner: int) -> Iterator[None]:
+        """A partner that left: nothing of it is kept, and what was published for it can be read no more."""
+        outbox = self._wiring.node.outbox(partner)
+        outbox[:] = _EMPTY
+        self._glances.pop(partner, None)
+        for key in [key for key in self._outboxes if key[1] == partner]:
+            port = self._wiring.ports[key[0]]
+            region = self._outboxes.pop(key)
+            if port is not None and not port.gone:
+                port.attempt(region.close)
+                yield
+
     def close(self) -> None:
         """Parts from everybody."""
         for link in self._links.values():

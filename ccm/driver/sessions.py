@@ -59,6 +59,12 @@ class SessionDriver:
                 self._wiring.log("lanes.stuck", {"client": lanes.client.name, "path": lanes.path})
                 lanes.fail(WCStatus.FATAL_ERR, now)
 
+    def forget(self, partner: int) -> None:
+        """A partner that left; its queue pairs are closed already."""
+        self._sessions = {key: session for key, session in self._sessions.items() if key[0] != partner}
+        self._lives = {key: life for key, life in self._lives.items() if key[0] != partner}
+        self._moves = {key: path for key, path in self._moves.items() if key[0] != partner}
+
     def close(self) -> None:
         """Destroys all queue pairs."""
         for lanes in self._lanes.values():

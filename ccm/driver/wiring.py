@@ -82,6 +82,18 @@ class Wiring:
         partner = self.partners.get(fields["partner"]) if "partner" in fields else None  # type: ignore[call-overload]
         self._log(word, fields if partner is None else {**fields, "partner": partner.name})
 
+    def add_partner(self, number: int, name: str, paths: Sequence[PathConfig]) -> None:
+        """From now on `number` is a partner."""
+        self.partners[number] = Partner(number, name)
+        for path in paths:
+            self.paths[number, path.index] = path
+
+    def remove_partner(self, number: int) -> None:
+        """Nothing is known of it any more."""
+        del self.partners[number]
+        for key in [key for key in self.paths if key[0] == number]:
+            del self.paths[key]
+
     def tell(self, event: ev.Event) -> None:
         """Queues an event for the manager."""
         self.events.append(event)

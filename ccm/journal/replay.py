@@ -96,7 +96,7 @@ def _step(manager: Manager, line: dict[str, Any], found: Replayed) -> None:
     if "event" in line:
         event = decode(line["event"], ev.Event)
         partner = getattr(event, "partner", None)
-        if partner is not None and partner not in manager.peerings:
+        if partner is not None and not manager.knows(partner) and not isinstance(event, ev.PartnerAdded):
             raise JournalError(f"an event of partner {partner}, which the head does not name")
         found.events += 1
         what = type(event).__name__

@@ -101,7 +101,7 @@ def _peering(node: Node, own: dict[int, int], others: dict[int, int]) -> tuple[o
         due if deadline is not None else None, better, heard, peering.partner_incarnation, peering.partner_stage,
         tuple(_value(path, own) for path in paths), _value(peering.publisher, own),
         _value(peering.sessions, own), peering.settling.agreement,
-        peering.settling.rebalance_at is not None, peering.failover._fence_number,
+        peering.settling.rebalance_at is not None, peering.failover.fence_number,
     )  # fmt: skip
 
 

@@ -78,6 +78,8 @@ class World:
         self.versions: dict[int, tuple[int, int]] = {}
         """Node -> range of protocol versions, where it isn't the usual one."""
         self.hardware = {node: Hardware(node) for node in nodes}
+        self.strangers: set[tuple[int, int]] = set()
+        """(node, other): `other` is no partner of `node` (any more)."""
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._count = 0
         self._qp_num = 16
@@ -97,7 +99,7 @@ class World:
         partners = [
             PartnerConfig(other, f"n{other}", tuple((path, path) for path in range(self.paths)))
             for other in self.hardware
-            if other != node
+            if other != node and (node, other) not in self.strangers
         ]
         hardware.manager = Manager(
             node, f"n{node}", hardware.incarnation, partners, lambda p: hardware.epochs.get(p, 0),
@@ -115,6 +117,26 @@ class World:
         """The host is gone; its hardware answers."""
         self.hardware[node].life += 1
         self.hardware[node].manager = None
+
+    def remove(self, node: int, other: int) -> None:
+        """`node` is told that `other` is no partner any more."""
+        self.strangers.add((node, other))
+        manager = self.hardware[node].manager
+        if manager is not None and other in manager.peerings:
+            self.give(node, ev.PartnerRemoved(other))
+
+    def add(self, node: int, other: int) -> None:
+        """`node` is told that `other` is a partner, and its clients open their sessions; not while it is leaving."""
+        me = self.hardware[node]
+        if me.manager is not None and other in me.manager.peerings:
+            return
+        self.strangers.discard((node, other))
+        if me.manager is None:
+            return
+        paths = tuple((path, path) for path in range(self.paths))
+        self.give(node, ev.PartnerAdded(other, f"n{other}", paths, me.epochs.get(other, 0)))
+        for name, needs in self.needs.items():
+            self.give(node, ev.ClientOpened(other, name, needs))
 
     def give(self, node: int, event: ev.Event) -> None:
         """Hands an event to a manager and executes what it wants done."""
@@ -282,6 +304,11 @@ class World:
 
         self.later(self._delay(), answer)
 
+    def _do_ForgetPartner(self, me: Hardware, action: ac.ForgetPartner) -> None:
+        held = [key for key in (*me.lanes, *me.connections) if key[0] == action.partner]
+        assert not held, f"seed {self.seed}: node {me.node} forgets {action.partner} and holds {held}"
+        me.outboxes.pop(action.partner, None)
+
     def _do_DisconnectPeer(self, me: Hardware, action: ac.DisconnectPeer) -> None:
         me.connections.pop((action.partner, action.path), None)
 
@@ -319,8 +346,8 @@ class World:
     def _scan(self, me: Hardware, partner: int, kind: RecordKind, index: int, life: int) -> None:
         offset, size = slot_range(kind, index)
         found = parse_record(bytes(self._box(me.inboxes, partner)[offset : offset + size]), kind, index)
-        if me.life != life or found is None:
-            return
+        if me.life != life or found is None or me.manager is None or not me.manager.knows(partner):
+            return  # as the driver, which looks into the inboxes of its partners alone
         if isinstance(found, Refusal):
             self.give(me.node, ev.RecordRefused(partner, found.reason))
         else:
@@ -343,7 +370,7 @@ class World:
                     self._delay(),
                     lambda: (
                         self.give(other.node, ev.FencedByPartner(me.node, action.path, action.epoch))
-                        if other.life == life
+                        if other.life == life and other.manager is not None and other.manager.knows(me.node)
                         else None
                     ),
                 )

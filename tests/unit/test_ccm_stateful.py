@@ -74,10 +74,25 @@ class Managers(RuleBasedStateMachine):
         self.closed = {entry for entry in self.closed if entry[0] != node}
         self.world.boot(node)
 
+    @rule(pair=st.integers(0, 5))
+    def partner_is_removed(self, pair: int) -> None:
+        node, partner = self.nodes(pair)
+        self.world.remove(node, partner)
+        self.closed = {entry for entry in self.closed if entry[:2] != (node, partner)}
+
+    @rule(pair=st.integers(0, 5))
+    def partner_is_added(self, pair: int) -> None:
+        self.world.add(*self.nodes(pair))
+
+    def has(self, node: int, partner: int) -> bool:
+        """Whether `node` runs and has `partner` as one."""
+        manager = self.world.hardware[node].manager
+        return manager is not None and partner in manager.peerings and not manager.peerings[partner].leaving
+
     @rule(pair=st.integers(0, 5), name=NAMES)
     def client_closes(self, pair: int, name: str) -> None:
         node, partner = self.nodes(pair)
-        if self.world.hardware[node].manager is not None:
+        if self.has(node, partner):
             self.world.give(node, ev.ClientClosed(partner, name))
             self.closed.add((node, partner, name))
 
@@ -89,7 +104,7 @@ class Managers(RuleBasedStateMachine):
     @rule(pair=st.integers(0, 5), name=NAMES, path=PATHS, suspected=st.booleans())
     def virtual_interface_fails(self, pair: int, name: str, path: int, suspected: bool) -> None:
         node, partner = self.nodes(pair)
-        if self.world.hardware[node].manager is not None:
+        if self.has(node, partner):
             epoch = self.world.session(node, partner, name).epoch
             self.world.give(node, ev.ViFailed(partner, path, client_key(name), epoch, suspected, "RNR_RETRY_EXC_ERR"))
 
@@ -104,7 +119,7 @@ class Managers(RuleBasedStateMachine):
                         assert not held, f"node {node}: {session.name} is closed and holds {held}"
 
     def open(self, node: int, partner: int, name: str) -> None:
-        if self.world.hardware[node].manager is not None:
+        if self.has(node, partner):
             self.world.give(node, ev.ClientOpened(partner, name, self.needs(name)))
             self.closed.discard((node, partner, name))
 
@@ -122,6 +137,9 @@ class Managers(RuleBasedStateMachine):
         for node in self.NODES:
             if world.hardware[node].manager is None:
                 world.boot(node)
+        world.run(SECOND)  # who is leaving has left
+        for node, partner in sorted(world.strangers):
+            world.add(node, partner)
         for node, partner, name in sorted(self.closed):
             self.open(node, partner, name)
         ready = world.run(CONVERGES_WITHIN, lambda: world.all_ready() and world.paths_up())
