@@ -1,4 +1,4 @@
-"""Members that join and leave a running cluster, with real managers; what stays of them, and that others never notice."""
+"""Members that join and leave a running cluster, with real managers; what stays of them; that others never notice."""
 
 from __future__ import annotations
 
