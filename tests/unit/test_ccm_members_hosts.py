@@ -1,4 +1,4 @@
-"""Partners removed and added by control requests to real hosts on real adapters: nothing is left of one that has gone."""
+"""Partners removed and added by control requests to real hosts on real adapters: nothing is left of who has gone."""
 
 from __future__ import annotations
 
