@@ -208,7 +208,7 @@ class Driver:
         wiring.add_partner(number, name, paths)
         numbers = tuple((path.index, path.adapter) for path in paths)
         wiring.tell(ev.PartnerAdded(number, name, numbers, wiring.node.session_epoch(number)))
-        wiring.log("partner.added", {"partner": number, "name": name})
+        wiring.log("partner.added", {"partner": number})
         self._pump()
         for client in wiring.clients.values() if opened else ():
             try:
@@ -229,8 +229,8 @@ class Driver:
     def _forgetting(self, partner: int) -> Iterator[None]:
         yield from self._peers.forget(partner)
         self._sessions.forget(partner)
-        self._wiring.remove_partner(partner)
         self._wiring.log("partner.removed", {"partner": partner})
+        self._wiring.remove_partner(partner)
 
     def has_sessions(self) -> bool:
         """Whether there are sessions that are not closed."""
