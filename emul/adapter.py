@@ -10,7 +10,6 @@ import heapq
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from errno import EINVAL
 from typing import Final
 
@@ -20,12 +19,14 @@ from emul.congestion import CNP_RESERVED, CNP_TRAFFIC_CLASS, cnp_bth
 from emul.counters import port_counters, with_known_names
 from emul.errors import RDMAError
 from emul.firmware import FIRMWARE_ACCESS, Firmware, FirmwareLink, FirmwareSink, Identity
+from emul.flows import flow_of, flow_to, source_port
 from emul.hardware_faults import HardwareFaults, Report
 from emul.host_context import HostContext, Reply, Request
 from emul.host_objects import Tally
 from emul.memory import Memory
 from emul.neighbours import Neighbours, Route
 from emul.node_memory import NodeMemory
+from emul.port_facts import PortFacts, eui64, path_mtu_for
 from emul.qp import QueuePair
 from emul.regions import RegionTable
 from emul.vocabulary import MTU, AsyncEvent, EventType, QPAttr, QPState
@@ -35,15 +36,9 @@ from emul.wire.frame import (
     ETHERTYPE_ARP,
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
-    HEADERS_PER_PACKET_MAX,
-    HOP_LIMIT,
-    IPV4_BYTES,
-    IPV6_BYTES,
     Arp,
     Envelopes,
-    Flow,
     icrc_matches,
-    make_flow,
 )
 from emul.wire.headers import BTH, DETH, DETH_BYTES, P_KEY_FULL, Opcode
 from emul.wire.heading import Heading, Headings, parse_heading
@@ -55,51 +50,14 @@ QP_FRAMES_PER_TURN: Final = 16
 """Frames that one queue pair sends before the next one gets its turn."""
 DOORBELLS_PER_TURN_MAX: Final = 256
 FIRMWARE_VERSION = "1.0.0"
+MADS_WAITING_MAX: Final = 256
+"""Management datagrams that wait for a neighbour's address; older ones are dropped (their sender repeats them)."""
 _CM_QPN: Final = 1
 _QPN_FIRST: Final = 0x11
 _MULTICAST_BIT: Final = 1
-_FLOW_LABEL: Final = 0xFFFFF
+_MAD_SOURCE_PORT: Final = 0xC001
 _ACK_REQUEST: Final = 0x80
 """In the byte before the PSN."""
-
-
-@dataclass(frozen=True, slots=True)
-class PortFacts:
-    """What the adapter is told of its port."""
-
-    mac: bytes
-    address: bytes
-    """Four bytes of IPv4 or sixteen of IPv6."""
-    mtu: int
-    """Largest IP packet in bytes."""
-    more: tuple[bytes, ...] = ()
-    """Further addresses, of either family."""
-
-    @property
-    def addresses(self) -> tuple[bytes, ...]:
-        """All of them: the port's GID table."""
-        return (self.address, *self.more)
-
-
-def path_mtu_for(interface_mtu: int, *, ipv6: bool = False) -> MTU:
-    """The largest path MTU whose full packets fit an interface MTU (1500 gives 1024, 4200 gives 4096). Raises RDMAError
-    where not even 256 does.
-    """
-    headers = HEADERS_PER_PACKET_MAX + (IPV6_BYTES - IPV4_BYTES if ipv6 else 0)
-    fitting = [mtu for mtu in MTU if mtu.size + headers <= interface_mtu]
-    if not fitting:
-        smallest = MTU.MTU_256.size
-        raise RDMAError(
-            EINVAL,
-            f"interface MTU {interface_mtu} is too small: packets of the smallest path MTU, {smallest}, need "
-            f"{smallest + headers}",
-        )
-    return fitting[-1]
-
-
-def eui64(mac: bytes) -> int:
-    """The GUID that belongs to a MAC address (RFC 4291 appendix A: ff:fe in the middle, universal bit turned)."""
-    return int.from_bytes(bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:], "big")
 
 
 class Adapter:
@@ -266,7 +224,7 @@ class Adapter:
     def _notify(self, qp: QueuePair) -> None:
         """Tells the peer that its packets met congestion."""
         if qp.route is not None and qp.route.mac is not None:
-            flow = self._flow_to(qp.route, _source_port(qp.number), traffic_class=CNP_TRAFFIC_CLASS)
+            flow = flow_to(self._port.mac, qp.route, source_port(qp.number), traffic_class=CNP_TRAFFIC_CLASS)
             self._out.append(flow.frame(cnp_bth(qp.attr.dest_qp_num), CNP_RESERVED))
 
     def _after(self, qp: QueuePair) -> None:
@@ -425,7 +383,7 @@ class Adapter:
     def _pull(self, qp: QueuePair, frames: list[bytes], frames_max: int, now: Instant) -> bool:
         """Adds what a queue pair has to send, at most `frames_max`; whether it may have more."""
         if qp.flow is None and qp.route is not None and qp.route.mac is not None:
-            qp.flow = self._flow(qp)
+            qp.flow = flow_of(self._port.mac, qp.route, qp)
         for _ in range(frames_max):
             frame = qp.next_frame(now=now)
             if frame is None:
@@ -438,37 +396,6 @@ class Adapter:
     def has_frames(self) -> bool:
         """Whether `poll_transmit` may have something."""
         return bool(self._out) or bool(self._active)
-
-    def _flow(self, qp: QueuePair) -> Flow:
-        assert qp.route is not None
-        given, destination = qp.attr.ah_attr.gr, qp.attr.dest_qp_num
-        if given is None:
-            port, label = _source_port(qp.number), qp.number & _FLOW_LABEL
-            return self._flow_to(qp.route, port, flow_label=label, destination_qpn=destination)
-        # What an application may give, cut to its field's width; a label of zero is for the adapter to choose.
-        label = given.flow_label & _FLOW_LABEL or qp.number & _FLOW_LABEL
-        return self._flow_to(
-            qp.route, _source_port(given.flow_label & _FLOW_LABEL or qp.number),
-            traffic_class=given.traffic_class & 0xFF, flow_label=label, hop_limit=given.hop_limit & 0xFF or HOP_LIMIT,
-            destination_qpn=destination,
-        )  # fmt: skip
-
-    def _flow_to(
-        self, route: Route, source_port: int, *,
-        traffic_class: int = 0, flow_label: int = 0, hop_limit: int = HOP_LIMIT, destination_qpn: int = 0,
-    ) -> Flow:  # fmt: skip
-        assert route.mac is not None
-        return make_flow(
-            source_mac=self._port.mac,
-            target_mac=route.mac,
-            source=route.source,
-            target=route.address,
-            source_port=source_port,
-            traffic_class=traffic_class,
-            flow_label=flow_label,
-            hop_limit=hop_limit,
-            destination_qpn=destination_qpn,
-        )
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -579,9 +506,7 @@ class Adapter:
 
     def device_facts(self) -> dict[str, object]:
         """Services."""
-        # EUI-64 of the port's MAC address, as Linux makes a RoCE card's GUID.
-        mac = self._port.mac
-        guid = int.from_bytes(bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:], "big")
+        guid = eui64(self._port.mac)  # as Linux makes a RoCE card's
         return {"fw_version": FIRMWARE_VERSION, "node_guid": guid, "sys_image_guid": guid}
 
     def fresh_pd(self) -> int:
@@ -782,7 +707,7 @@ class Adapter:
             if route.mac is None:
                 self._waiting_mads.append((route, packet))
             else:
-                self._out.append(self._flow_to(route, 0xC001).frame(packet[:12], packet[12:]))
+                self._out.append(flow_to(self._port.mac, route, _MAD_SOURCE_PORT).frame(packet[:12], packet[12:]))
 
     def _after_firmware(self) -> None:
         for event in self._firmware.events:
@@ -826,12 +751,4 @@ class Adapter:
         qp.fail(None)
 
 
-def _source_port(label: int) -> int:
-    """The UDP source port for a flow label or QPN: the same for all packets of a conversation, so that switches keep
-    them in order, and another one for the next (IBTA annex A17.9.2).
-    """
-    return 0xC000 | (label ^ label >> 14) & 0x3FFF
-
-
-MADS_WAITING_MAX = 256
-"""Management datagrams that wait for a neighbour's address; older ones are dropped (their sender repeats them)."""
+__all__ = ["FRAMES_PER_PULL_MAX", "Adapter", "PortFacts"]

@@ -8,7 +8,6 @@ from errno import EADDRINUSE, EAGAIN, EBUSY, EINVAL, ENOENT, ENOTCONN
 
 import pytest
 
-from emul.adapter import eui64
 from emul.clock import MILLISECOND, SECOND
 from emul.cm import (
     CMID,
@@ -23,6 +22,7 @@ from emul.cm import (
     RejectReason,
 )
 from emul.errors import RDMAError
+from emul.port_facts import eui64
 from emul.verbs import CQ, MR, PD, QP, QPInitAttr
 from emul.vocabulary import SGE, AsyncEvent, EventType, QPAttr, QPCap, QPState, RecvWR, SendWR, WCStatus, WROpcode
 from emul.wire.headers import Opcode

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emul.adapter import Adapter, PortFacts, path_mtu_for
+from emul.adapter import Adapter
 from emul.clock import MILLISECOND, SECOND, Instant
 from emul.cm import CmEventType, CmId
 from emul.errors import RDMAError
 from emul.firmware import Identity
 from emul.memory import Memory
 from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
+from emul.port_facts import PortFacts, path_mtu_for
 from emul.vocabulary import GID, MTU, AHAttr, GlobalRoute, QPAttr, QPState, WCStatus
 from emul.wellknown import SERVICE_ID, ConnectReply, ConnectRequest, proof
 from emul.wire.address import address_bytes
