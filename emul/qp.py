@@ -75,6 +75,10 @@ _COMPLETED_AS: Final[dict[int, int]] = {
     int(WROpcode.ATOMIC_WRITE): int(WCOpcode.ATOMIC_WRITE),
 }
 _SIGNALED: Final = int(SendFlags.SIGNALED)
+_RTR: Final = QPState.RTR
+_RTS: Final = QPState.RTS
+_SQD: Final = QPState.SQD
+_ERR: Final = QPState.ERR
 _SENDING: Final = frozenset({QPState.RTS, QPState.SQD})
 _RECEIVING: Final = frozenset({QPState.RTR, QPState.RTS, QPState.SQD})
 # What a refusal of the peer's request means for the host here (libibverbs' names of asynchronous events).
@@ -312,7 +316,7 @@ class QueuePair:
                 self._deliver(responder)
             if responder.refusal is not None:
                 self.fail(None, _REFUSAL_EVENTS[responder.refusal])
-            elif not self._greeted and self.state is QPState.RTR:
+            elif not self._greeted and self.state is _RTR:
                 self._greeted = True
                 self._tell(EventType.COMM_EST)
             return True
@@ -335,9 +339,9 @@ class QueuePair:
 
     def take_work(self) -> None:
         """Takes what the host has posted, as far as there is room (a broken queue pair flushes it)."""
-        if self.state is QPState.ERR:
+        if self.state is _ERR:
             self.flush()
-        elif self.state is QPState.RTS:
+        elif self.state is _RTS:
             window, work, regions, pd = self._window, self._work, self._regions, self.pd
             wqes = window.wqes
             assert self._requester is not None
@@ -428,7 +432,7 @@ class QueuePair:
                 self.take_work()
             else:
                 self._break_on_bad_request()
-            if self.state is QPState.SQD and self.attr.en_sqd_async_notify:
+            if self.state is _SQD and self.attr.en_sqd_async_notify:
                 self._tell_drained()
 
     def _push_send(self, wqe: SendWqe, status: int) -> None:

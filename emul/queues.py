@@ -267,8 +267,6 @@ class ReceiveRing:
 _WC_STATUS: Final = {int(status): status for status in WCStatus}
 _WC_OPCODE: Final = {int(opcode): opcode for opcode in WCOpcode}
 _WC_FLAGS: Final = {number: WCFlags(number) for number in range(16)}
-_NO_MORE: Final = (0, 0, 0, 0, 0, 0)
-"""What verbs have besides."""
 
 
 class CompletionRing:
@@ -325,7 +323,8 @@ class CompletionRing:
             wr_id, length, qp_num, imm, status, opcode, flags, _ = _COMPLETION.unpack_from(self._buffer, offset)
             index = self._index = self._head[0] = following
             # As WC(...), in half the time.
-            fields = (wr_id, _WC_STATUS[status], _WC_OPCODE[opcode], length, qp_num, imm, _WC_FLAGS[flags], *_NO_MORE)
+            how, what, more = _WC_STATUS[status], _WC_OPCODE[opcode], _WC_FLAGS[flags]
+            fields = (wr_id, how, what, length, qp_num, imm, more, 0, 0, 0, 0, 0, 0)
             completions.append(tuple.__new__(WC, fields))
         return completions
 
