@@ -21,10 +21,11 @@ ROOT = PACKAGE.parent
 MODULES = tuple(
     f"emul/{name}"
     for name in (
-        "adapter", "answers", "clock", "completer", "congestion", "diversion", "firmware", "flows", "hardware_faults",
-        "host_context", "host_objects", "local", "memory", "neighbours", "node_memory", "port/packet", "port/xdp",
-        "port_facts", "process", "qp", "queues", "regions", "requester", "responder", "sinks", "vocabulary", "window",
-        "wire/frame", "wire/heading", "wire/headers", "wire/icrc", "wire/psn", "work_requests", "wqe",
+        "adapter", "answers", "clock", "cm_connection", "cm_machine", "completer", "congestion", "diversion",
+        "firmware", "flows", "hardware_faults", "host_context", "host_objects", "local", "memory", "neighbours",
+        "node_memory", "port/packet", "port/xdp", "port_facts", "process", "qp", "queues", "regions", "requester",
+        "responder", "sinks", "vocabulary", "window", "wire/frame", "wire/heading", "wire/headers", "wire/icrc",
+        "wire/psn", "work_requests", "wqe",
     )
 )  # fmt: skip
 """What runs for each packet, and the values that it handles. All or none: they call each other without looking."""

@@ -326,7 +326,8 @@ class QueuePair:
         if kind == _READ_RESPONSE_MIDDLE:
             completer.on_read_response(opcode, psn, data[start:end], now)
         elif kind == _READ_RESPONSE:
-            completer.on_read_response(opcode, psn, data[start + AETH_BYTES : end], now)
+            # Of a body without a whole AETH nothing is left (a compiled slice must not end before it begins).
+            completer.on_read_response(opcode, psn, data[min(start + AETH_BYTES, end) : end], now)
         elif kind == _ACKNOWLEDGE and end - start >= AETH_BYTES:
             completer.on_acknowledge(psn, data[start], now)
         elif kind == _ATOMIC_ACKNOWLEDGE and end - start >= AETH_BYTES + ATOMIC_ACK_ETH_BYTES:

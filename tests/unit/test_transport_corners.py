@@ -793,6 +793,27 @@ def test_a_frame_counts_only_from_the_peer_and_in_this_transport(how: dict[str, 
         assert pair.adapters[1].counters()[counter] == 1
 
 
+@pytest.mark.parametrize("size", [0, 1, 3])
+def test_a_response_without_a_whole_aeth_is_a_bad_one(size: int) -> None:
+    pair, a, b = connected()
+    flow = make_flow(
+        source_mac=bytes([2, 0, 0, 0, 0, 1]), target_mac=bytes([2, 0, 0, 0, 0, 0]), source=address_bytes("10.77.0.2"),
+        target=address_bytes("10.77.0.1"), source_port=0xC000, destination_qpn=a.qp.qp_num,
+    )  # fmt: skip
+
+    def cut(seen: Seen) -> list[bytes]:
+        if seen.opcode != Opcode.RDMA_READ_RESPONSE_ONLY:
+            return [seen.frame]
+        pad = -size & 3
+        kind = Opcode.RDMA_READ_RESPONSE_ONLY << 8 | pad << 4
+        return [flow.packet(kind, seen.psn.to_bytes(4, "big") + bytes(size), bytes(pad))]
+
+    pair.filter = cut
+    read(a, b, 8)
+    pair.settle(span_ns=100 * MILLISECOND)
+    assert done(a) == [(2, WCStatus.BAD_RESP_ERR)]
+
+
 def test_an_entry_of_a_ring_never_reaches_into_the_next() -> None:
     buffer = memoryview(bytearray(b"\xee" * send_ring_bytes(2)))
     buffer.cast("I")[0] = 0
