@@ -106,10 +106,13 @@ class CloseLanes:
 
 @dataclass(frozen=True, slots=True)
 class HoldPath:
-    """Post nothing more on the path's virtual interfaces; what they hold unconfirmed stays in the ledgers."""
+    """Post nothing more on the path's virtual interfaces (those of one `client` alone, where it is not 0); what they
+    hold unconfirmed stays in the ledgers.
+    """
 
     partner: int
     path: int
+    client: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,19 +201,21 @@ class LanesConnected:
 
 @dataclass(frozen=True, slots=True)
 class LanesFailed:
-    """They could not be made or connected."""
+    """They could not be made or connected. `adapter_gone`: the adapter is dead; else it refused these alone."""
 
     partner: int
     path: int
     client: int
     epoch: int
     text: str
+    adapter_gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ViFailed:
     """A request on a virtual interface ended in error. `path_suspected`: the status (retries exhausted) may be the
-    path's.
+    path's. `mendable`: new queue pairs may do better (not so where the partner's client takes no messages, or not such
+    ones).
     """
 
     partner: int
@@ -222,6 +224,7 @@ class ViFailed:
     epoch: int
     path_suspected: bool
     text: str
+    mendable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

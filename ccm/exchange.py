@@ -114,7 +114,7 @@ class SessionEntry:
     """Where the writer stands with one client's session."""
 
     client: int = wire("I", "key of the client")
-    phase: int = wire("H", "`ccm.session.Phase`: 1 proposed, 2 ready, 3 closed", most=3, least=1)
+    phase: int = wire("H", "`ccm.session.Phase`: 1 proposed, 2 ready, 3 closed, 4 refused for now", most=4, least=1)
     epoch: int = wire("I", "session epoch that the phase is about", most=EPOCH_MAX, least=1)
 
 

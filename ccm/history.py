@@ -73,6 +73,10 @@ class Kind(IntEnum):
     """Something of `partner` was refused on path `offset`, or by it; `extra` is a reason code (ccm.reasons.Reason)."""
     ROUTED = 17
     """Virtual interface `offset` of `client` sends over path `extra` from here on, in `epoch`."""
+    VIS_FAILED = 18
+    """The virtual interfaces of `client` on path `extra`, which lives, failed in `epoch`, or the partner gave back its
+    ends of them: they are made anew.
+    """
 
 
 _KINDS = {kind.value: kind for kind in Kind}

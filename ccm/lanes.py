@@ -83,7 +83,7 @@ class LaneOwner(Protocol):
 class ViLane:
     """One virtual interface (`ccm.stream.Lane`)."""
 
-    __slots__ = ("_index", "_lanes", "_oldest", "_oldest_since", "_receives", "_send_slots", "_stream", "lkey", "on_completed", "post_write", "psn", "qp", "rkey", "source", "target")  # fmt: skip  # noqa: E501
+    __slots__ = ("_index", "_lanes", "_last_number", "_next_slot", "_oldest", "_oldest_since", "_receives", "_send_slots", "_silent", "_silent_since", "_stream", "lkey", "on_completed", "post_write", "psn", "qp", "rkey", "source", "target")  # fmt: skip  # noqa: E501
 
     def __init__(self, lanes: Lanes, index: int, qp: QP, psn: int) -> None:
         self._lanes = lanes
@@ -99,6 +99,14 @@ class ViLane:
         self.rkey = 0
         self._receives: list[RecvWR] = []
         self._send_slots = 0
+        self._next_slot = 0
+        """The receive that completes next: they complete in the order in which they were posted, slot after slot."""
+        self._last_number = 0
+        """Number of the last message that came on this lane."""
+        self._silent = 0
+        """Number of the message that stood in the next receive's buffer when `take_silent` was last asked, ..."""
+        self._silent_since = Instant(0)
+        """... and when it was first found there."""
         self._oldest = 0
         """Sequence of the oldest request when `is_stuck` was last asked, ..."""
         self._oldest_since = Instant(0)
@@ -155,15 +163,63 @@ class ViLane:
         if stream.former is self and stream.drained:
             lanes.owner.on_stream_drained(lanes, self._index, now)
 
-    def _on_message(self, completion: WC, now: Instant) -> None:
+    def take_silent(self, now: Instant) -> bool:
+        """Takes a message that has lain in the next receive's buffer for REQUEST_MAX_NS without a completion (it was
+        lost, and nothing that came later has shown that); to be asked now and then. Whether there was one.
+
+        It is whole by then: its sender's retries end after 537 ms, and a message that was not acknowledged fails the
+        sender's queue pair, which takes this one with it.
+        """
+        number = 0 if self._lanes.failed or not self._receives else self._number_in(self._next_slot)
+        if number != self._silent:
+            self._silent, self._silent_since = number, now
+        if not number or now - self._silent_since <= REQUEST_MAX_NS:
+            return False
+        self._silent = 0
+        self._take_slot(self._next_slot, now)
+        return True
+
+    def _number_in(self, slot: int) -> int:
+        """Number of the message in a receive's buffer, if it came after the last that was taken; else 0."""
         lanes = self._lanes
-        mr, session = lanes.message_mr, lanes.session
+        assert lanes.message_mr is not None
+        head = lanes.message_mr.read(MESSAGE_HEADER.size, self._buffer_of(slot))
+        epoch, length, number = MESSAGE_HEADER.unpack(head)
+        fresh = epoch == lanes.session.epoch and length <= lanes.session.needs.message_bytes
+        return number if fresh and number > self._last_number else 0
+
+    def _buffer_of(self, slot: int) -> int:
+        mr, pieces = self._lanes.message_mr, self._receives[slot].sg
         assert mr is not None
-        receive = self._receives[completion.wr_id]
-        assert receive.sg is not None
-        data = mr.read(completion.byte_len, receive.sg[0].addr - mr.buf)
+        assert pieces is not None
+        return pieces[0].addr - mr.buf
+
+    def _take_slot(self, slot: int, now: Instant) -> None:
+        """Takes the message in a buffer whose completion was lost; its header tells how long it is."""
+        mr = self._lanes.message_mr
+        assert mr is not None
+        offset = self._buffer_of(slot)
+        _, length, _ = MESSAGE_HEADER.unpack(mr.read(MESSAGE_HEADER.size, offset))
+        self._take_message(slot, mr.read(MESSAGE_HEADER.size + length, offset), now)
+
+    def _on_message(self, completion: WC, now: Instant) -> None:
+        slot = completion.wr_id
+        while self._next_slot != slot:  # completions before this one were lost; what they would have told is there
+            if not self._number_in(self._next_slot):
+                self._lanes.fail(WCStatus.FATAL_ERR, now)  # out of order: an adapter that can't be trusted
+                return
+            self._take_slot(self._next_slot, now)
+        mr = self._lanes.message_mr
+        assert mr is not None
+        self._take_message(slot, mr.read(completion.byte_len, self._buffer_of(slot)), now)
+
+    def _take_message(self, slot: int, data: bytes, now: Instant) -> None:
+        lanes, session = self._lanes, self._lanes.session
         if not lanes.failed:
-            self.qp.post_recv(receive)
+            self.qp.post_recv(self._receives[slot])
+        self._next_slot = slot + 1 if slot + 1 < len(self._receives) else 0
+        if len(data) >= MESSAGE_HEADER.size:
+            self._last_number = MESSAGE_HEADER.unpack_from(data)[2]
         lanes.life.at = now
         lanes.deliver(session.arrivals[self._index].take(data), now)
 

@@ -41,6 +41,8 @@ class Lane:
     connecting: bool = False
     connected: bool = False
     vis: tuple[ViAddress, ...] = ()
+    remote: tuple[ViAddress, ...] = ()
+    """The partner's ends that they are (being) connected with."""
 
 
 class Pairing:
@@ -97,9 +99,14 @@ class Pairing:
             and info.paired_with == self.generation
         )
 
+    @property
+    def knows_partner(self) -> bool:
+        """Whether the partner's record is there, and of the generation that ours belongs with."""
+        return self.partner is not None and self.paired_with != 0 and self.partner.generation == self.paired_with
+
     def remote_lane(self, client: int, epoch: int) -> LaneEntry | None:
         """The partner's queue pairs of a session, if it has made them for `epoch` and this pairing."""
-        if self.partner is None or self.paired_with == 0 or self.partner.generation != self.paired_with:
+        if self.partner is None or not self.knows_partner:
             return None
         for entry in self.partner.lanes:
             if entry.client == client and entry.epoch == epoch:

@@ -410,11 +410,19 @@ class Peering:
         self.settling.refuse(0, Reason.NONE, event.reason)
 
     def on_lanes_failed(self, event: ev.LanesFailed, *, now: Instant) -> None:
-        """The local adapter refused: the path is not fit for use."""
-        self.settling.refuse(event.path, Reason.VERBS_FAILED, event.text)
+        """The local adapter refused: what one session needs, or all (then it is dead)."""
         path = self.paths.get(event.path)
-        if path is not None and event.client in path.pairing.lanes:
+        lane = path.pairing.lanes.get(event.client) if path is not None else None
+        session = self.sessions.sessions.get(event.client)
+        name = session.name if session is not None else f"client {event.client:#x}"
+        self.settling.refuse(event.path, Reason.VERBS_FAILED, f"{name}: {event.text}")
+        if path is None or lane is None or lane.epoch != event.epoch:
+            return
+        if event.adapter_gone:
             self.failover.lose(path, Reason.VERBS_FAILED, now=now)
+        else:
+            self.sessions.refuse_on(event.client, path, now=now)
+            self.settling.settle(now=now)
 
     # loss, fence, replay
 
@@ -444,7 +452,9 @@ class Peering:
         self.settling.refuse(event.path, Reason.DUPLICATE_IDENTITY, text)
 
     def on_vi_failed(self, event: ev.ViFailed, *, now: Instant) -> None:
-        """A virtual interface failed: with its path, or alone (then only its session breaks)."""
+        """A virtual interface failed: with its path, or alone; then its session's queue pairs there are made anew, and
+        where that doesn't help the session breaks.
+        """
         path = self.paths.get(event.path)
         lane = path.pairing.lanes.get(event.client) if path is not None else None
         if path is None or lane is None or lane.epoch != event.epoch or not path.proven:
@@ -453,7 +463,8 @@ class Peering:
         if event.path_suspected and silent_ns > path.liveness.limit_ns:
             self.failover.lose(path, Reason.COMPLETION_ERROR, now=now)
         else:
-            self.sessions.break_one(event.client, Reason.VI_FAILED, now=now)
+            if not (event.mendable and self.settling.may_move() and self.sessions.mend(event.client, path, now=now)):
+                self.sessions.break_one(event.client, Reason.VI_FAILED, now=now)
             self.settling.settle(now=now)
 
     def on_life(self, event: ev.LifeSeen, *, now: Instant) -> None:

@@ -56,3 +56,5 @@ class Reason(IntEnum):
     """Two nodes have one node id: the one that came second, with no later incarnation, is refused."""
     PARTNER_REMOVED = 25
     """The partner is no member of the cluster any more."""
+    PARTNER_REFUSED = 26
+    """The partner's client or card can't give what the session needs; it says so, and tries again by itself."""

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from ccm.exchange import ManifestEntry
+from ccm.exchange import ManifestEntry, ViAddress
 from ccm.needs import Needs
 from ccm.reasons import Reason
 from ccm.settings import DEFAULTS, Settings
-from emul.clock import Instant
+from emul.clock import MILLISECOND, SECOND, Instant
 
 
 class SessionState(IntEnum):
@@ -43,6 +43,8 @@ class Phase(IntEnum):
     PROPOSED = 1
     READY = 2
     CLOSED = 3
+    REFUSED = 4
+    """This side can't make what the session needs: it proposes its epoch when it tries again."""
 
 
 class SessionInput(IntEnum):
@@ -74,6 +76,14 @@ TABLE: dict[SessionInput, dict[SessionState, SessionState]] = {
 }
 """(input, state) -> next state; a missing cell is an input that cannot come in that state."""
 
+MEND_TIMEOUT_NS = 500 * MILLISECOND
+"""How long virtual interfaces that failed on a living path wait for the partner to part with its ends of them."""
+MENDS_MAX = 4
+MENDS_WITHIN_NS = 10 * SECOND
+"""A session whose virtual interfaces failed so often within that time breaks: it is not the queue pairs."""
+REFUSED_FIRST_NS = SECOND
+REFUSED_MOST_NS = 16 * SECOND
+"""How long a session that its client or card can't provide for waits before it is tried again; doubles."""
 EPOCH_JUMP_MAX = 1 << 24
 """How far a partner's epoch may be ahead of the highest that we know. More than re-establishments explain is refused,
 or a partner gone mad would use up the numbers for good.
@@ -84,9 +94,9 @@ class SessionCore:
     """State of one session; `client` is the client's key."""
 
     __slots__ = (
-        "_settings", "alerted", "breaks", "client", "close_by", "entry", "epoch", "last_error", "moving", "name",
-        "needs", "partner_epoch", "partner_phase", "readies", "reason", "routes", "since", "state", "stranded",
-        "stranded_by",
+        "_settings", "alerted", "breaks", "client", "close_by", "entry", "epoch", "last_error", "mend_by", "mended",
+        "mending", "moving", "name", "needs", "partner_epoch", "partner_phase", "readies", "reason", "refused_ns",
+        "refused_on", "refused_until", "routes", "since", "state", "stranded", "stranded_by",
     )  # fmt: skip
 
     def __init__(
@@ -121,6 +131,17 @@ class SessionCore:
         self.stranded_by: Instant | None = None
         """How long they wait."""
         self.close_by: Instant | None = None
+        self.mending: dict[int, tuple[ViAddress, ...]] = {}
+        """Path -> the partner's ends there that must be gone before what was under way may be posted again."""
+        self.mend_by: Instant | None = None
+        """How long that may take."""
+        self.mended: list[Instant] = []
+        """When virtual interfaces failed lately."""
+        self.refused_on: set[int] = set()
+        """Paths on which this epoch's queue pairs could not be made."""
+        self.refused_until: Instant | None = None
+        """When it is tried again."""
+        self.refused_ns = REFUSED_FIRST_NS
 
     def take(self, what: SessionInput, *, now: Instant) -> bool:
         """Goes where the table says; whether the state changed. Raises KeyError for a cell that is not there."""
@@ -134,6 +155,11 @@ class SessionCore:
             self.routes.clear()
             self.moving.clear()
             self.stranded.clear()
+            self.mending.clear()
+        if following in (SessionState.WAITING, SessionState.CLOSED):
+            self.refused_on.clear()
+        if following is SessionState.READY:
+            self.refused_ns = REFUSED_FIRST_NS
         return True
 
     @property
@@ -146,6 +172,8 @@ class SessionCore:
         """What we publish."""
         if self.state in (SessionState.CLOSED, SessionState.CLOSING):
             return Phase.CLOSED
+        if self.refused_until is not None:
+            return Phase.REFUSED
         return Phase.READY if self.state in (SessionState.OFFERED, SessionState.READY) else Phase.PROPOSED
 
     @property

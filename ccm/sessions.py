@@ -12,7 +12,9 @@ from ccm.actions import (
     AlertError,
     AlertReady,
     CloseLanes,
+    HoldPath,
     Move,
+    NoteRefused,
     OpenLanes,
     RememberEpoch,
     Route,
@@ -24,7 +26,17 @@ from ccm.path import Path
 from ccm.pathset import PathSet
 from ccm.publisher import Publisher
 from ccm.reasons import Reason
-from ccm.session import EPOCH_JUMP_MAX, Phase, SessionCore, SessionInput, SessionState
+from ccm.session import (
+    EPOCH_JUMP_MAX,
+    MEND_TIMEOUT_NS,
+    MENDS_MAX,
+    MENDS_WITHIN_NS,
+    REFUSED_MOST_NS,
+    Phase,
+    SessionCore,
+    SessionInput,
+    SessionState,
+)  # fmt: skip
 from ccm.settings import DEFAULTS, Settings
 from emul.clock import Instant, earliest
 
@@ -82,6 +94,7 @@ class SessionSet:
         session = self.sessions.get(client_key(name))
         if session is None:
             return
+        session.refused_until = None
         session.take(SessionInput.CLOSE, now=now)
 
     def on_partner_manifest(self, manifest: Manifest) -> None:
@@ -96,6 +109,9 @@ class SessionSet:
         far = [entry.epoch for entry in body.entries if entry.epoch > most]
         for session in self.sessions.values():
             entry = told.get(session.client)
+            if entry is not None and entry.phase == Phase.REFUSED and session.partner_phase is not Phase.REFUSED:
+                text = f"{session.name}: the partner can't provide what the session needs"
+                self._out.append(NoteRefused(self._partner, 0, Reason.PARTNER_REFUSED, text))
             session.partner_epoch = entry.epoch if entry is not None else 0
             session.partner_phase = Phase(entry.phase) if entry is not None else None
         return f"session epoch {max(far)}, we are at {self._highest_epoch}" if far else ""
@@ -120,6 +136,68 @@ class SessionSet:
         session = self.sessions.get(client)
         if session is not None:
             self._end(session, SessionInput.BROKEN, reason, now=now)
+
+    def mend(self, client: int, path: Path, *, now: Instant) -> bool:
+        """The session's queue pairs on `path` failed while the path lives: they are given back, and what was under way
+        on them is held until the partner has parted with its ends (nothing of it lands from then on). False where
+        that won't help.
+        """
+        session, lane = self.sessions.get(client), path.pairing.lanes.get(client)
+        if session is None or lane is None or session.state is not SessionState.READY or not lane.remote:
+            return False
+        session.mended = [at for at in session.mended if now - at < MENDS_WITHIN_NS]
+        if len(session.mended) >= MENDS_MAX:
+            return False
+        session.mended.append(now)
+        session.mending[path.index] = lane.remote
+        session.mend_by = Instant(now + MEND_TIMEOUT_NS)
+        self._give_back(session, path)
+        return True
+
+    def on_ends_remade(self, client: int, path: Path, *, now: Instant) -> None:
+        """The partner has given back its ends of the session's queue pairs on `path`: ours lead nowhere, and nothing
+        that was posted on them lands any more.
+        """
+        session = self.sessions[client]
+        self._give_back(session, path)
+        if session.state is SessionState.READY:
+            self._reroute_one(session, path.index, now=now)
+
+    def _give_back(self, session: SessionCore, path: Path) -> None:
+        del path.pairing.lanes[session.client]
+        self._call_off_moves(session, path)
+        self._out += [
+            HoldPath(self._partner, path.index, session.client),
+            CloseLanes(self._partner, path.index, session.client),
+        ]
+
+    def _reroute_one(self, session: SessionCore, lost: int, *, now: Instant) -> None:
+        """What went over path `lost` goes over another, or waits for the queue pairs that are being made."""
+        for vi in [vi for vi, index in sorted(session.routes.items()) if index == lost]:
+            path = self._paths.choose(session.client, session.epoch, self._turn(session, vi))
+            session.moving.pop(vi, None)
+            if path is None:
+                del session.routes[vi]
+                session.stranded.add(vi)
+                session.stranded_by = Instant(now + self._settings.stranded_timeout_ns)
+            else:
+                session.routes[vi] = path.index
+                self._out.append(Route(self._partner, session.client, vi, path.index))
+
+    def refuse_on(self, client: int, path: Path, *, now: Instant) -> None:
+        """The session's queue pairs or regions can't be made on `path`, which is well. Where no path has them the
+        session waits a while; the others go on.
+        """
+        session = self.sessions.get(client)
+        if session is None or path.pairing.lanes.pop(client, None) is None:
+            return
+        self._out.append(CloseLanes(self._partner, path.index, client))
+        session.refused_on.add(path.index)
+        opening = session.state in (SessionState.PREPARING, SessionState.OFFERED)
+        if opening and not any(each.proven and client in each.pairing.lanes for each in self._paths.paths):
+            session.refused_until = Instant(now + session.refused_ns)
+            session.refused_ns = min(2 * session.refused_ns, REFUSED_MOST_NS)
+            self._end(session, SessionInput.BROKEN, Reason.VERBS_FAILED, now=now)
 
     def reroute(self, lost: Path, *, now: Instant) -> None:
         """`lost` is fenced: what went over it goes over another path. Where one has come up and its queue pairs are
@@ -154,11 +232,16 @@ class SessionSet:
         posted there waits for its fence.
         """
         for session in self.sessions.values():
-            for vi in [vi for vi, path in session.moving.items() if path == lost.index]:
-                del session.moving[vi]
-                former = self._paths.get(session.routes.get(vi, lost.index))
-                if former is not None and former is not lost and former.usable:
-                    self._out.append(Route(self._partner, session.client, vi, former.index))
+            session.mending.pop(lost.index, None)  # the fence of the whole path, or the end of the session, follows
+            session.refused_on.discard(lost.index)
+            self._call_off_moves(session, lost)
+
+    def _call_off_moves(self, session: SessionCore, lost: Path) -> None:
+        for vi in [vi for vi, path in session.moving.items() if path == lost.index]:
+            del session.moving[vi]
+            former = self._paths.get(session.routes.get(vi, lost.index))
+            if former is not None and former is not lost and former.usable and former.index not in session.mending:
+                self._out.append(Route(self._partner, session.client, vi, former.index))
 
     # what goes on
 
@@ -194,7 +277,8 @@ class SessionSet:
                 del lanes[session.client]
                 self._out.append(CloseLanes(self._partner, path.index, session.client))
                 lane, changed = None, True
-            if lane is None and session.has_lanes and session.state is not SessionState.CLOSING:
+            barred = path.index in session.mending or path.index in session.refused_on
+            if lane is None and session.has_lanes and session.state is not SessionState.CLOSING and not barred:
                 lanes[session.client] = Lane(session.epoch)
                 changed = True
                 self._out.append(
@@ -245,6 +329,8 @@ class SessionSet:
         return earliest(
             *(s.close_by for s in self.sessions.values() if s.state is SessionState.CLOSING),
             *(s.stranded_by for s in self.sessions.values() if s.stranded),
+            *(s.mend_by for s in self.sessions.values() if s.mending),
+            *(s.refused_until for s in self.sessions.values()),
         )
 
     # inside
@@ -258,6 +344,10 @@ class SessionSet:
             return self._follow(session, now=now)
         if session.has_lanes and session.partner_phase is Phase.CLOSED and session.partner_epoch >= session.epoch:
             return self._end(session, SessionInput.PARTNER_CLOSED, Reason.CLOSED_BY_PARTNER, now=now)
+        if session.refused_until is not None:
+            if now < session.refused_until:
+                return False
+            session.refused_until = None
         if session.state is SessionState.WAITING:
             return self._agree(session) and session.take(SessionInput.AGREED, now=now)
         usable = bool(self._paths.candidates(session.client, session.epoch))
@@ -267,7 +357,23 @@ class SessionSet:
             if not usable:
                 return self._end(session, SessionInput.BROKEN, Reason.NO_PATH, now=now)
             return self._partner_ready(session) and self._begin(session, now=now)
+        if session.mending and self._advance_mending(session, now=now):
+            return True
         return bool(session.stranded) and self._advance_stranded(session, now=now)
+
+    def _advance_mending(self, session: SessionCore, *, now: Instant) -> bool:
+        """Whether the partner has parted with its ends of queue pairs that failed: then their work goes on."""
+        for index, ends in session.mending.items():
+            path = self._paths.get(index)
+            assert path is not None
+            entry = path.pairing.remote_lane(session.client, session.epoch)
+            if entry is None or entry.vis != ends:
+                del session.mending[index]
+                self._reroute_one(session, index, now=now)
+                return True
+        if session.mend_by is not None and now >= session.mend_by:
+            return self._end(session, SessionInput.BROKEN, Reason.VI_FAILED, now=now)
+        return False
 
     def _advance_stranded(self, session: SessionCore, *, now: Instant) -> bool:
         if self._paths.candidates(session.client, session.epoch):
@@ -295,6 +401,8 @@ class SessionSet:
         if not self.agreed or self.partner_manifest is None:
             return False
         session.reason = compare(session.entry, find_entry(self.partner_manifest, session.client))
+        if session.partner_phase is Phase.REFUSED:
+            session.reason = Reason.PARTNER_REFUSED
         return (
             session.reason is Reason.NONE
             and self._partner_digest == self.digest()

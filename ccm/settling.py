@@ -88,11 +88,16 @@ class Settling:
         moved = self._sessions.open_lanes(path)
         for client, lane in sorted(pairing.lanes.items()):
             remote = pairing.remote_lane(client, lane.epoch)
+            if lane.remote and pairing.knows_partner and (remote is None or remote.vis != lane.remote):
+                self._sessions.on_ends_remade(client, path, now=now)
+                moved = True
+                continue
             if lane.entry is None or lane.connecting or remote is None or pairing.partner is None:
                 continue
             lane.connecting = moved = True
             if self._sessions.fits(remote):
                 mtu = min(path.mtu, pairing.partner.mtu)
+                lane.remote = remote.vis
                 self._out.append(ConnectLanes(self._partner, path.index, client, lane.epoch, remote, mtu))
             else:
                 self.refuse(path.index, Reason.NEEDS_DIFFER, f"{len(remote.vis)} VIs, {remote.length} bytes offered")
@@ -128,6 +133,6 @@ class Settling:
         """They are ready to send: so the partner is told."""
         path = self._paths.get(event.path)
         lane = path.pairing.lanes.get(event.client) if path is not None else None
-        if lane is not None and lane.epoch == event.epoch:
+        if lane is not None and lane.epoch == event.epoch and lane.connecting:
             lane.connected = True
             self.settle(now=now)

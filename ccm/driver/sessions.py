@@ -15,13 +15,21 @@ from ccm.lanes import REQUEST_MAX_NS, Lanes, PathLife
 from ccm.needs import NeedsError
 from ccm.stream import Stream
 from emul.clock import MILLISECOND, Instant, after
-from emul.errors import RDMAError
+from emul.errors import DeviceGone, RDMAError
 from emul.node_memory import fence_slot
 from emul.vocabulary import WCStatus
 
 OWN_CLIENTS = "ccm.clients."
+NOT_MENDABLE = frozenset(
+    {WCStatus.RNR_RETRY_EXC_ERR, WCStatus.REM_OP_ERR, WCStatus.REM_INV_REQ_ERR, WCStatus.GENERAL_ERR}
+)
+"""What the partner's client brings about: it takes no messages, or not such ones; and a message that is lost for good
+(GENERAL_ERR, from `find_stuck`). New queue pairs change nothing.
+"""
 STUCK_LOOK_NS = 250 * MILLISECOND
-"""How often requests that don't complete are looked for."""
+"""How often requests that don't complete, and messages that were not told, are looked for."""
+HOLE_MAX_NS = 2 * REQUEST_MAX_NS
+"""How long messages wait for an earlier one: longer than it takes to find one whose completion was lost."""
 
 
 class SessionDriver:
@@ -54,10 +62,14 @@ class SessionDriver:
         self._stuck_look_at = after(now, STUCK_LOOK_NS)
         for lanes in list(self._lanes.values()):
             session = lanes.session
+            for vi in lanes.vis:
+                if vi.take_silent(now):
+                    self._wiring.log("message.untold", {"client": lanes.client.name, "path": lanes.path})
             stuck = any(vi.is_stuck(stream, now) for vi, stream in zip(lanes.vis, session.streams, strict=False))
-            if stuck or any(arrivals.has_hole(now, REQUEST_MAX_NS) for arrivals in session.arrivals):
+            hole = any(arrivals.has_hole(now, HOLE_MAX_NS) for arrivals in session.arrivals)
+            if stuck or hole:
                 self._wiring.log("lanes.stuck", {"client": lanes.client.name, "path": lanes.path})
-                lanes.fail(WCStatus.FATAL_ERR, now)
+                lanes.fail(WCStatus.GENERAL_ERR if hole else WCStatus.FATAL_ERR, now)
 
     def forget(self, partner: int) -> None:
         """A partner that left; its queue pairs are closed already."""
@@ -100,11 +112,11 @@ class SessionDriver:
         client, partner = wiring.clients[action.client], wiring.partners[action.partner]
         port = wiring.port_of(action.partner, action.path)
         if port is None:
-            wiring.tell(ev.LanesFailed(*which, "the adapter is dead"))
+            wiring.tell(ev.LanesFailed(*which, "the adapter is dead", adapter_gone=True))
             return
         regions = wiring.ask(client, lambda: self._regions(client, partner, action.needs.exposed_bytes), None)
         if regions is None:  # without its memory the client gets no session; the path and the others go on
-            wiring.tell(ev.ClientClosed(partner.id, client.name))
+            wiring.tell(ev.LanesFailed(*which, "the client gave no memory that fits"))
             return
         source, exposed = regions
         key = (action.partner, action.path)
@@ -115,8 +127,7 @@ class SessionDriver:
         try:
             yield from lanes.open(action.needs, source, exposed, fence, lambda: self._rng.getrandbits(24))
         except RDMAError as error:
-            wiring.note_gone(error)
-            wiring.tell(ev.LanesFailed(*which, str(error)))
+            self._refused(which, error)
             return
         entry = lanes.entry()
         wiring.tell(ev.LanesOpened(*which, entry.vis, entry.rkey, entry.address, entry.length))
@@ -138,10 +149,13 @@ class SessionDriver:
         try:
             yield from lanes.connect(action.remote, address, action.mtu, fence)
         except RDMAError as error:
-            wiring.note_gone(error)
-            wiring.tell(ev.LanesFailed(*which, str(error)))
+            self._refused(which, error)
         else:
             wiring.tell(ev.LanesConnected(*which))
+
+    def _refused(self, which: tuple[int, int, int, int], error: RDMAError) -> None:
+        self._wiring.note_gone(error)
+        self._wiring.tell(ev.LanesFailed(*which, str(error), adapter_gone=isinstance(error, DeviceGone)))
 
     def _closing(self, key: tuple[int, int, int]) -> Iterator[None]:
         lanes = self._lanes.pop(key, None)
@@ -168,8 +182,11 @@ class SessionDriver:
 
     def hold_path(self, action: ac.HoldPath) -> None:
         """Posts nothing more there."""
-        for (partner, path, _), lanes in list(self._lanes.items()):
-            if (partner, path) != (action.partner, action.path):
+        if action.client:
+            epoch = self._sessions[action.partner, action.client].epoch
+            self._wiring.note(Kind.VIS_FAILED, action.partner, action.client, epoch=epoch, extra=action.path)
+        for (partner, path, client), lanes in list(self._lanes.items()):
+            if (partner, path) != (action.partner, action.path) or action.client not in (0, client):
                 continue
             lanes.port.now = self._wiring.now
             lanes.port.drain()  # what completed before the loss was noticed needs no replay
@@ -243,7 +260,9 @@ class SessionDriver:
             wiring.tell(ev.FencedByPartner(partner, lanes.path, epoch))
             return
         suspected = status in (WCStatus.RETRY_EXC_ERR, WCStatus.FATAL_ERR)
-        wiring.tell(ev.ViFailed(partner, lanes.path, session.client_key, session.epoch, suspected, status.name))
+        mendable = status not in NOT_MENDABLE
+        key, epoch = session.client_key, session.epoch
+        wiring.tell(ev.ViFailed(partner, lanes.path, key, epoch, suspected, status.name, mendable))
 
     def on_client_exception(self, name: str, error: BaseException) -> None:
         """LaneOwner."""

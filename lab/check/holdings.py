@@ -96,6 +96,9 @@ class Facts(Protocol):
     def has_key(self, card: object, key: int) -> bool:
         """Whether the card still honours the key."""
 
+    def takes(self, vi: HeldVi) -> bool:
+        """Whether what its peer sends still lands."""
+
     def pending(self, vi: HeldVi) -> int:
         """Requests that it has taken and that are not acknowledged."""
 
@@ -148,6 +151,8 @@ class HoldingChecks:
         self._shares = Findings("load.shared")
         self._known: dict[Session, dict[tuple[int, int, int], HeldLanes]] = {}
         """By session: (epoch, path, first VI's number) of all that was ever seen published."""
+        self._open_ends: dict[Session, list[HeldVi]] = {}
+        """By session: the partner's ends of virtual interfaces that failed."""
         self._debts: list[_Debt] = []
         self._strays: dict[object, tuple[int, int, HeldVi, int]] = {}
         """Virtual interfaces that nobody publishes: node, partner, VI, first seen at."""
@@ -170,6 +175,7 @@ class HoldingChecks:
             Kind.PATH_DOWN: self._on_path,
             Kind.REFUSED: self._on_refused,
             Kind.ROUTED: self._on_routed,
+            Kind.VIS_FAILED: self._on_vis_failed,
         }
 
     def results(self) -> list[CheckResult]:
@@ -215,6 +221,7 @@ class HoldingChecks:
         node = entry.node
         self._incarnation[node] = entry.incarnation
         for session in [session for session in self._known if session.node == node]:
+            self._open_ends.pop(session, None)
             del self._known[session]  # the new incarnation has attached: all of it is gone, or is a stray
         for key in [key for key in self._up if key[0] == node]:
             del self._up[key]
@@ -377,6 +384,26 @@ class HoldingChecks:
 
     # -- streams and shares -------------------------------------------------------------------------------------------
 
+    def _on_vis_failed(self, entry: Entry) -> None:
+        """Virtual interfaces failed on a living path: the partner's ends must be gone before anything goes on."""
+        session, other = _session(entry), Session(entry.partner, entry.node, entry.client)
+        self._learn(entry.partner, entry.node)
+        self._open_ends[session] = [
+            vi
+            for lanes in self._known.get(other, {}).values()
+            if (lanes.epoch, lanes.path) == (entry.epoch, entry.extra)
+            for vi in lanes.vis
+        ]
+
+    def _look_at_ends(self, entry: Entry) -> None:
+        session = _session(entry)
+        for vi in self._open_ends.pop(session, ()):
+            self._whole.looked()
+            if self._facts.has_vi(vi) and self._facts.takes(vi):
+                text = f"VI {entry.offset} of client {entry.client} goes over path {entry.extra} while the other end"
+                text += f" of what failed, {vi.number} on path {vi.path}, still takes writes"
+                self._whole.problem(self._text(entry.at, entry.node, entry.partner, text))
+
     def _on_routed(self, entry: Entry) -> None:
         """A virtual interface sends over another path: nothing of it is under way on the former one, unless that is
         shut at the partner.
@@ -384,6 +411,7 @@ class HoldingChecks:
         node, partner = entry.node, entry.partner
         self._routes[node, partner] = self._routes.get((node, partner), 0) + 1
         self._learn(node, partner)
+        self._look_at_ends(entry)
         self._whole.looked()
         for lanes in self._known.get(Session(node, partner, entry.client), {}).values():
             if lanes.epoch != entry.epoch or lanes.path == entry.extra or entry.offset >= len(lanes.vis):
@@ -451,6 +479,10 @@ class HoldingChecks:
 
     def _text(self, at: int, node: int, partner: int, text: str) -> str:
         return f"{self._name(node)}->{self._name(partner)} at {_ms(at)}: {text}"
+
+
+def _session(entry: Entry) -> Session:
+    return Session(entry.node, entry.partner, entry.client)
 
 
 def _ms(at: int) -> str:

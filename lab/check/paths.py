@@ -63,12 +63,15 @@ def fence_before_replay(evidence: Evidence, parameters: Mapping[str, object]) ->
 def _judge_fences(evidence: Evidence, findings: Findings, node: int, partner: int) -> None:
     lost: Entry | None = None
     fenced: set[int] = set()
-    kinds = (Kind.HOST_STARTED, Kind.PATH_DOWN, Kind.PATH_FENCED, Kind.REPLAYED)
+    kinds = (Kind.HOST_STARTED, Kind.PATH_UP, Kind.PATH_DOWN, Kind.PATH_FENCED, Kind.REPLAYED)
     for entry in evidence.of(node, *kinds):
         if entry.kind == Kind.HOST_STARTED:
             lost, fenced = None, set()
         elif entry.partner != partner:
             continue
+        elif entry.kind == Kind.PATH_UP:
+            if lost is not None and lost.extra == entry.extra:
+                lost = None  # a new life of it: what the former had was fenced or given up
         elif entry.kind == Kind.PATH_DOWN:
             lost = entry
             fenced.discard(entry.extra)

@@ -174,6 +174,9 @@ class StepChecks:
         self._expect(entry, not self._up.get(end), f"path {end.path} up twice")
         self._expect(entry, self._steps.get(end) == 4, f"path {end.path} up before its handshake was complete")
         self._up[end] = True
+        lost = self._lost.get((end.node, end.partner))
+        if lost is not None and lost[0] == end.path:
+            del self._lost[end.node, end.partner]  # a new life of it: what the former had was fenced or given up
         ups = self._ups.setdefault(end, [])
         ups.append(entry.at)
         while ups[0] < entry.at - UPS_WITHIN_NS:

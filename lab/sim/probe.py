@@ -48,7 +48,10 @@ class Probe:
         *,
         awake_since: Callable[[int], int | None],
         calm_since: Callable[[], int | None],
+        now: Callable[[], int],
     ) -> None:
+        self._now = now
+        self._hung: dict[int, int | None] = {}
         self._nodes = nodes
         self.awake_since = awake_since
         """Facts, as is the next."""
@@ -151,6 +154,10 @@ class Probe:
         """Facts."""
         return cast(Adapter, card).regions.get(key) is not None and self._is_in(cast(Adapter, card))
 
+    def takes(self, vi: HeldVi) -> bool:
+        """Facts."""
+        return cast(QueuePair, vi.handle).state in (QPState.RTR, QPState.RTS)
+
     def pending(self, vi: HeldVi) -> int:
         """Facts."""
         return cast(int, cast(QueuePair, vi.handle).inspect()["requests"])
@@ -173,7 +180,20 @@ class Probe:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
+    def on_hang(self, node: int, adapter: str, *, until: int | None) -> None:
+        """A card hangs, or (`until`) goes on and is opened anew by its host within a moment: till then nobody can give
+        anything back.
+        """
+        card = self._nodes[node].adapters[adapter].card
+        if card is not None:
+            self._hung[id(card)] = until
+
     def _is_in(self, card: Adapter) -> bool:
+        """Whether a card is in its slot and does what its host wants."""
+        if id(card) in self._hung:
+            until = self._hung[id(card)]
+            if until is None or self._now() < until:
+                return False
         return any(adapter.card is card for node in self._nodes.values() for adapter in node.adapters.values())
 
     def _held(self, card: Adapter, path: int, entry: LaneEntry) -> HeldLanes:

@@ -23,7 +23,9 @@ LOOK_NS = 50 * MILLISECOND
 """How often bounds in time are looked at."""
 MUTING = ("cable.cut", "cable.cut_one_end", "cable.blackhole", "cable.blackhole_one_way")
 """Faults that keep a cable from carrying both ways."""
-STIRRING = frozenset({Kind.ERROR_ALERT, Kind.SESSION_CLOSED, Kind.PATH_DOWN, Kind.PATH_FENCED, Kind.ROUTED})
+STIRRING = frozenset(
+    {Kind.ERROR_ALERT, Kind.SESSION_CLOSED, Kind.PATH_DOWN, Kind.PATH_FENCED, Kind.ROUTED, Kind.VIS_FAILED}
+)
 """After these a host gives things back: its adapters are looked at."""
 STIRRED_NS = 2 * LEFT_BOUND_NS
 """For how long."""
@@ -47,7 +49,7 @@ class SimWatch:
         self._calm_at = 0
         """When the last fault that is not on any more took effect or ended."""
         self._stirred_until: dict[int, int] = {}
-        self._probe = Probe(plan, self._nodes, awake_since=self.awake_since, calm_since=self.calm_since)
+        self._probe = Probe(plan, self._nodes, awake_since=self.awake_since, calm_since=self.calm_since, now=world.now)
         self.holdings = HoldingChecks(names, self._probe)
         for number, node in self._nodes.items():
             node.after_turn = lambda number=number: self._after_turn(number)
@@ -58,11 +60,13 @@ class SimWatch:
     def on_fault(self, fault: PlannedFault, now: int) -> None:
         """It takes effect, or waits for its frame from now on."""
         reached = touched(self._plan, fault)
+        self._note_hang(fault, None)
         self._on[fault.id] = (reached.paths, reached.nodes, fault.kind in MUTING, now)
         self._mark(reached.paths, reached.nodes, now)
 
     def on_clear(self, fault: PlannedFault, now: int) -> None:
         """It is over."""
+        self._note_hang(fault, now + LEFT_BOUND_NS)
         known = self._on.pop(fault.id, None)
         if known is not None:
             self._mark(known[0], known[1], now)
@@ -71,6 +75,11 @@ class SimWatch:
         """A fault without duration has happened."""
         self.on_fault(fault, now)
         self.on_clear(fault, now)
+
+    def _note_hang(self, fault: PlannedFault, until: int | None) -> None:
+        if fault.kind == "adapter.hang" and fault.step.target is not None:
+            node, _, adapter = fault.step.target.partition(".")
+            self._probe.on_hang(self._plan.node_ids[node], adapter, until=until)
 
     def _mark(self, paths: set[PathEnd], nodes: set[int], now: int) -> None:
         self._calm_at = now

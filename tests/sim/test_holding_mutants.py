@@ -9,8 +9,10 @@ import pytest
 from ccm.exchange import Manifest
 from ccm.lanes import Lanes
 from ccm.pathset import PathSet
+from ccm.session import SessionCore
 from ccm.sessions import SessionSet
 from ccm.stream import Stream
+from emul.clock import Instant
 from lab.api import run
 from lab.scenario import Scenario
 from lab.topology import Topology
@@ -127,3 +129,18 @@ def test_streams_that_all_crowd_on_one_path_are_found(monkeypatch: pytest.Monkey
     monkeypatch.setattr(PathSet, "choose", first)
     late = "{at: 6s, fault: cable.cut, target: ic1, for: 20ms}"
     assert "packets by path" in finding("load.shared", late)
+
+
+def test_work_posted_again_before_the_partner_has_parted_with_its_ends_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(SessionSet, "_advance_mending", hasty)
+    step = "{at: 300ms, fault: adapter.retry_exhausted, target: a.ic0}"
+    assert "still takes writes" in finding("streams.whole", step)
+
+
+def hasty(self: SessionSet, session: SessionCore, *, now: Instant) -> bool:
+    """Waits for nobody."""
+    index, _ = session.mending.popitem()
+    self._reroute_one(session, index, now=now)
+    return True

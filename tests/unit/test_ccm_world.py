@@ -302,6 +302,80 @@ def test_a_virtual_interface_that_fails_alone_breaks_its_session_alone():
         assert not since(world, mark, node, ac.NotePathDown)
 
 
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("paths", [1, 2])
+@pytest.mark.parametrize("nodes", [(1,), (1, 2)])
+def test_a_virtual_interface_that_new_queue_pairs_mend_breaks_nothing(seed, paths, nodes):
+    world = started(seed, paths=paths)
+    session, mark = world.session(1, 2, "echo"), len(world.log)
+    path, epoch = session.routes[0], session.epoch
+    for node in nodes:
+        world.give(node, ev.ViFailed(3 - node, path, client_key("echo"), epoch, False, "WR_FLUSH_ERR", True))
+    world.run(SECOND // 5)
+    assert converged(world) and session.epoch == epoch
+    assert not session.mending and not session.stranded and session.routes
+    for node in (1, 2):
+        assert not since(world, mark, node, ac.AlertError, ac.AlertReady, ac.NotePathDown)
+        mine = [a for a in since(world, mark, node, ac.HoldPath, ac.CloseLanes, ac.OpenLanes, ac.Route)
+                if getattr(a, "client", 0) == client_key("echo")]  # fmt: skip
+        kinds = [type(action).__name__ for action in mine]
+        assert kinds[:2] == ["HoldPath", "CloseLanes"]
+        assert "Route" in kinds[2:] or world.session(node, 3 - node, "echo").routes[0] != path
+        assert [a.path for a in mine if isinstance(a, ac.OpenLanes)] == [path]
+    held_at = next(at for at, who, a in world.log[mark:] if who == 1 and isinstance(a, ac.HoldPath))
+    gone_at = next(at for at, who, a in world.log[mark:] if who == 2 and isinstance(a, ac.CloseLanes))
+    routed_at = [at for at, who, a in world.log[mark:] if who == 1 and isinstance(a, ac.Route)]
+    assert all(at > max(held_at, gone_at) for at in routed_at), "not before the partner has parted with its ends"
+    check_alerts(world)
+
+
+def test_a_session_that_can_not_be_provided_for_waits_longer_each_time_and_harms_no_other():
+    world = World(seed=3)
+    refusing = [True]
+    make = world._do_OpenLanes
+
+    def refuse(me, action):
+        make(me, action)
+        if refusing[0] and me.node == 1 and action.name == "echo":
+            which = (action.partner, action.path, action.client, action.epoch)
+            world._soon(me, ev.LanesFailed(*which, "no room"))
+
+    world._do_OpenLanes = refuse
+    world.boot(1)
+    world.boot(2)
+    world.run(5 * SECOND)
+    assert world.session(1, 2, "mirror").alerted and world.session(2, 1, "mirror").alerted
+    assert not world.actions(1, ac.AlertError, ac.NotePathDown) and not world.actions(2, ac.AlertError, ac.NotePathDown)
+    tries = sorted({a.epoch for a in world.actions(1, ac.OpenLanes) if a.name == "echo"})
+    assert 3 <= len(tries) <= 4, "at once, after a second, after two more"
+    assert world.session(1, 2, "echo").reason is Reason.VERBS_FAILED
+    assert world.session(2, 1, "echo").reason is Reason.PARTNER_REFUSED
+    refusals = {a.reason for a in world.actions(2, ac.NoteRefused)}
+    assert refusals == {Reason.PARTNER_REFUSED}
+    refusing[0] = False
+    assert world.run(10 * SECOND, lambda: converged(world))
+    check_alerts(world)
+
+
+def test_a_refused_session_may_be_closed_and_opened_again_at_once():
+    world = World(seed=3)
+    make, refusing = world._do_OpenLanes, [True]
+
+    def refuse(me, action):
+        make(me, action)
+        if refusing[0] and me.node == 1 and action.name == "echo":
+            world._soon(me, ev.LanesFailed(action.partner, action.path, action.client, action.epoch, "no room"))
+
+    world._do_OpenLanes = refuse
+    world.boot(1)
+    world.boot(2)
+    assert world.run(SECOND, lambda: world.session(1, 2, "echo").refused_until is not None)
+    refusing[0] = False
+    world.give(1, ev.ClientClosed(2, "echo"))
+    world.give(1, ev.ClientOpened(2, "echo", world.needs["echo"]))
+    assert world.run(SECOND // 2, lambda: converged(world))
+
+
 def test_a_close_is_orderly_on_both_sides_and_leaves_nothing():
     world = started()
     mark = len(world.log)

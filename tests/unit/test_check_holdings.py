@@ -67,6 +67,9 @@ class Outside:
     def has_key(self, card: object, key: int) -> bool:
         return key in self.keys
 
+    def takes(self, vi: HeldVi) -> bool:
+        return not self.shut
+
     def pending(self, vi: HeldVi) -> int:
         return self.under_way.get(vi.number, 0)
 
