@@ -11,7 +11,18 @@ from ccm.reasons import Reason
 
 @dataclass(frozen=True, slots=True)
 class ConnectPeer:
-    """Connect to the partner's firmware on `path`: PeerConnected or PeerRefused follows."""
+    """Connect to the partner's firmware on `path`, with a path MTU of `mtu_most` at the most (as verbs encode it; 0:
+    the port's): PeerConnected or PeerRefused follows.
+    """
+
+    partner: int
+    path: int
+    mtu_most: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProbePath:
+    """Write as much as one packet of the path MTU holds, to see whether it gets through: if not, PeerLost follows."""
 
     partner: int
     path: int
@@ -245,7 +256,8 @@ class NoteRefused:
 
 
 Action = (
-    ConnectPeer | DisconnectPeer | ReadStatus | ReadSeen | WriteRecord | ReadInbox | RequestFence | OpenLanes
-    | ConnectLanes | CloseLanes | HoldPath | Route | Move | RememberEpoch | AlertReady | AlertError | AlertClosed
-    | ForgetPartner | TellPartnerStatus | NoteStep | NotePathUp | NotePathDown | NotePathFenced | NoteRefused
+    ConnectPeer | ProbePath | DisconnectPeer | ReadStatus | ReadSeen | WriteRecord | ReadInbox | RequestFence
+    | OpenLanes | ConnectLanes | CloseLanes | HoldPath | Route | Move | RememberEpoch | AlertReady | AlertError
+    | AlertClosed | ForgetPartner | TellPartnerStatus | NoteStep | NotePathUp | NotePathDown | NotePathFenced
+    | NoteRefused
 )  # fmt: skip

@@ -48,8 +48,8 @@ class PartnerRemoved:
 class PeerConnected:
     """The partner's firmware accepted us on `path`, and both proved the cluster key.
 
-    `fence_epoch` is this node's for the path, `mtu` that of the local port, `adapter` the index of the partner's
-    adapter in its node (-1: its firmware doesn't tell).
+    `fence_epoch` is this node's for the path, `mtu` the path MTU of which packets got through, `adapter` the index of
+    the partner's adapter in its node (-1: its firmware doesn't tell).
     """
 
     partner: int
@@ -61,12 +61,15 @@ class PeerConnected:
 
 @dataclass(frozen=True, slots=True)
 class PeerRefused:
-    """The attempt to connect ended without a connection."""
+    """The attempt to connect ended without a connection. `mtu`: the path MTU of which packets were lost, where that is
+    the reason.
+    """
 
     partner: int
     path: int
     reason: Reason
     text: str = ""
+    mtu: int = 0
 
 
 @dataclass(frozen=True, slots=True)

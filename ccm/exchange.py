@@ -154,7 +154,7 @@ class PathInfo:
     generation: int = wire("I", "rises whenever the writer begins the path anew", least=1)
     paired_with: int = wire("I", "the reader's generation that it belongs with, 0: none yet")
     fence_epoch: int = wire("Q", "the writer's queue pairs on this path carry it; the reader fences with one more", most=SEQUENCE_MAX)  # fmt: skip  # noqa: E501
-    mtu: int = wire("H", "path MTU of the writer's port, encoded as in verbs", most=5, least=1)
+    mtu: int = wire("H", "path MTU of which the writer's packets get through, encoded as in verbs", most=5, least=1)
     lanes: tuple[LaneEntry, ...] = repeated(LaneEntry, "by key of the client", most=CLIENTS_MAX)
 
 

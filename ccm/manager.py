@@ -206,6 +206,8 @@ def describe(peering: Peering) -> dict[str, Any]:
                 "avoided": path.avoided,
                 "generation": path.pairing.generation,
                 "fence_epoch": path.fence_epoch,
+                "mtu": _mtu_bytes(path.agreed_mtu),
+                "mtu_lost": _mtu_bytes(path.mtu_lost),
                 "rtt_ns": path.liveness.rtt_ns,
                 "limit_ns": path.liveness.limit_ns,
             }
@@ -227,3 +229,8 @@ def describe(peering: Peering) -> dict[str, Any]:
             for session in peering.sessions.sessions.values()
         ],
     }
+
+
+def _mtu_bytes(mtu: int) -> int:
+    """Payload bytes of a full packet, of a path MTU as verbs encode it; 0 for 0."""
+    return 128 << mtu if mtu else 0

@@ -92,8 +92,8 @@ class Path:
     __slots__ = (
         "adapter", "avoided", "budget", "carrier", "connect_by", "fence_attempts", "fence_epoch", "fence_number",
         "fence_retry_at", "fence_target", "handshake", "hold_down_ns", "index", "last_loss", "liveness", "losses",
-        "mtu", "others", "pairing", "poll_at", "poll_posted", "reason", "relink_at", "remote_adapter", "retry_at",
-        "retry_ns", "seen_sequence", "settings", "since", "state", "up_since",
+        "mtu", "mtu_lost", "mtu_most", "others", "pairing", "poll_at", "poll_posted", "reason", "relink_at",
+        "remote_adapter", "retry_at", "retry_ns", "seen_sequence", "settings", "since", "state", "up_since",
     )  # fmt: skip
 
     def __init__(
@@ -124,6 +124,11 @@ class Path:
         self.pairing = Pairing(leads=leads)
         self.connect_by = now
         self.mtu = 1
+        """The path MTU, as verbs encode it, of which our packets get through."""
+        self.mtu_most = 0
+        """The largest one that is tried; 0: the port's."""
+        self.mtu_lost = 0
+        """The one of which packets were lost when the path was last connected; 0: of none."""
         self.fence_epoch = 0
         """This node's fence epoch of the path: our queue pairs carry it."""
         self.fence_target = 0
@@ -182,6 +187,12 @@ class Path:
         return self.state in (PathState.UP, PathState.SUSPECT)
 
     @property
+    def agreed_mtu(self) -> int:
+        """The smaller of ours and the partner's, as far as that is known: what queue pairs are connected with."""
+        partner = self.pairing.partner
+        return self.mtu if partner is None else min(self.mtu, partner.mtu)
+
+    @property
     def proven(self) -> bool:
         """Whether the four steps are done, so that records may be written over it."""
         return self.state in (PathState.EXCHANGE, PathState.UP, PathState.SUSPECT)
@@ -213,6 +224,12 @@ class Path:
         self.poll_posted = False
         self.poll_at = self.budget.turn(Rate.IDLE, now=now, after_ns=self.settings.poll_ns)
 
+    def on_large_packets_lost(self, mtu: int) -> None:
+        """Packets of `mtu` don't get through: the next attempt is made with the next smaller path MTU; below the
+        smallest one with the port's again.
+        """
+        self.mtu_lost, self.mtu_most = mtu, max(0, mtu - 1)
+
     def hurry(self, *, now: Instant) -> None:
         """No path is left, so holding this one down would only prolong the outage."""
         if self.state is PathState.DOWN and self.retry_at is not None:
@@ -222,7 +239,9 @@ class Path:
         self.handshake.restart()
         self.poll_at = self.relink_at = None
         self.fence_retry_at = None
-        if former in (PathState.CONNECTING, PathState.HANDSHAKE):
+        if reason is Reason.LARGE_PACKETS_LOST:
+            wait = self.settings.retry_first_ns
+        elif former in (PathState.CONNECTING, PathState.HANDSHAKE):
             wait = self.settings.refused_retry_ns if reason in HASTELESS else self.retry_ns
             self.retry_ns = min(2 * self.retry_ns, self.settings.retry_most_ns)
         else:
@@ -230,5 +249,6 @@ class Path:
             longer_ns = min(2 * self.hold_down_ns, self.settings.hold_down_most_ns)
             self.hold_down_ns = self.settings.hold_down_first_ns if steady else longer_ns
             wait = self.hold_down_ns
+            self.mtu_most = self.mtu_lost = 0  # it may come back over another cable
             self.retry_ns = self.settings.retry_first_ns
         self.retry_at = self.budget.turn(Rate.IDLE, now=now, after_ns=wait)

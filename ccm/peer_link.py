@@ -38,6 +38,7 @@ from emul.wellknown import (
     CHALLENGE_BYTES,
     MESSAGE_FENCE,
     MESSAGE_FENCED,
+    PROBE_BYTES,
     PROTOCOL_VERSION,
     RECEIVE_BYTES,
     RECEIVES_POSTED,
@@ -62,6 +63,8 @@ _RECEIVES_AT = _SENDS_AT + RECEIVES_POSTED * RECEIVE_BYTES
 _SCRATCH_BYTES = _RECEIVES_AT + RECEIVES_POSTED * RECEIVE_BYTES
 _PROBE_WR = 0
 """The request that reads the status page: the most frequent one, so it needs no entry of its own each time."""
+_GLANCE_BYTES = 8
+"""Of the status page, only to see that small packets get through."""
 _SEEN_BYTES = slot_range(RecordKind.SEEN)[1]
 
 
@@ -105,6 +108,9 @@ class PeerLink:
         """Reads of the status page under way."""
         self._fences_sent = 0
         self._failed = False
+        self._probing = False
+        """Connected, and not yet known whether packets of the path MTU get through."""
+        self._small_passed = False
         self.mtu = MTU.MTU_1024
         self.scratch = MR(port.pd, _SCRATCH_BYTES, AccessFlags.LOCAL_WRITE)
         cap = QPCap(max_send_wr=SENDS_MAX, max_recv_wr=2 * RECEIVES_POSTED)
@@ -126,10 +132,14 @@ class PeerLink:
         """Whether it failed, or was given up: nothing is told any more."""
         return self._failed
 
-    def connect(self) -> Iterator[None]:
-        """Sends the request, with a rest after each slow verb. Raises RDMAError."""
+    def connect(self, mtu_most: int = 0) -> Iterator[None]:
+        """Sends the request, with a rest after each slow verb; with a path MTU of `mtu_most` at the most (0: the
+        port's). Raises RDMAError.
+        """
         me = self._me
         self.mtu = self._port.context.query_port(1).active_mtu
+        if 0 < mtu_most < self.mtu:
+            self.mtu = MTU(mtu_most)
         yield
         self.qp.modify(QPAttr(qp_state=QPState.INIT))
         yield
@@ -178,6 +188,14 @@ class PeerLink:
         outbox = self._outbox
         self.qp.post_write(wr_id, outbox.buf + offset, length, outbox.lkey, reply.inbox_addr + offset, reply.inbox_rkey)
 
+    def probe(self, then: Callable[[], None] | None = None) -> None:
+        """Writes one packet of the path MTU where nobody reads it. If it is lost the connection fails."""
+        reply, outbox = self._known_reply(), self._outbox
+        if reply.probe_rkey:
+            wr_id = self._expect(then if then is not None else _nothing)
+            size = min(self.mtu.size, PROBE_BYTES)
+            self.qp.post_write(wr_id, outbox.buf, size, outbox.lkey, reply.probe_addr, reply.probe_rkey)
+
     def request_fence(self, path: int, epoch: int, number: int) -> None:
         """SENDs a fence request: FenceAnswered follows."""
         data = FirmwareMessage(MESSAGE_FENCE, path, epoch, number).emit()
@@ -191,7 +209,10 @@ class PeerLink:
     def on_completion(self, completion: WC, now: Instant) -> None:
         """One completion of this queue pair."""
         if completion.status is not WCStatus.SUCCESS:
-            self._fail(completion.status.name)
+            if self._probing:
+                self._on_probe_failed(completion.status)
+            else:
+                self._fail(completion.status.name)
         elif completion.opcode is WCOpcode.RECV:
             self._on_message(completion)
         elif completion.wr_id == _PROBE_WR and self._probes:
@@ -234,7 +255,38 @@ class PeerLink:
             for slot in range(RECEIVES_POSTED):
                 self._post_receive(slot)
             adapter = -1 if reply.adapter is None else reply.adapter
-            self._tell(ev.PeerConnected(me.partner, me.path, fence_epoch, int(self.mtu), adapter))
+            self._probe_first(ev.PeerConnected(me.partner, me.path, fence_epoch, int(self.mtu), adapter))
+
+    def _probe_first(self, connected: ev.PeerConnected) -> None:
+        """Tells `connected` once a packet of the path MTU got through. A READ before it, small both ways, tells one
+        that is too large from a partner that is out of reach.
+        """
+        reply, scratch = self._known_reply(), self.scratch
+        if not reply.probe_rkey:
+            self._tell(connected)
+            return
+
+        def small_passed() -> None:
+            self._small_passed = True
+
+        def large_passed() -> None:
+            self._probing = False
+            self._tell(connected)
+
+        self._probing = True
+        self.qp.post_read(
+            self._expect(small_passed), scratch.buf + _STATUS_AT, _GLANCE_BYTES, scratch.lkey, reply.status_addr,
+            reply.status_rkey,
+        )  # fmt: skip
+        self.probe(large_passed)
+
+    def _on_probe_failed(self, status: WCStatus) -> None:
+        me, size = self._me, self.mtu.size
+        if self._small_passed and status is WCStatus.RETRY_EXC_ERR:
+            text = f"small packets get through, those of {size} bytes don't"
+            self._refuse(Reason.LARGE_PACKETS_LOST, f"path {me.path}: {text}", int(self.mtu))
+        else:
+            self._refuse(Reason.UNREACHABLE, f"the new connection failed: {status.name}")
 
     def _on_rejected(self, event: CmEvent) -> None:
         refusal = VersionRefusal.parse(event.private_data)
@@ -248,10 +300,10 @@ class PeerLink:
             spoken = f"the firmware speaks version {refusal.version} of the well-known service"
             self._refuse(Reason.NO_COMMON_VERSION, f"{spoken}, we speak {PROTOCOL_VERSION}")
 
-    def _refuse(self, reason: Reason, text: str) -> None:
+    def _refuse(self, reason: Reason, text: str, mtu: int = 0) -> None:
         if not self._failed:
             self._failed = True
-            self._tell(ev.PeerRefused(self._me.partner, self._me.path, reason, text))
+            self._tell(ev.PeerRefused(self._me.partner, self._me.path, reason, text, mtu))
 
     def _fail(self, text: str) -> None:
         if not self._failed:
@@ -293,3 +345,7 @@ class PeerLink:
         if self._reply is None:
             raise RDMAError(107, f"path {self._me.path} is not connected")
         return self._reply
+
+
+def _nothing() -> None:
+    """Nobody waits for it."""

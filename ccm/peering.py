@@ -16,6 +16,7 @@ from ccm.actions import (
     HoldPath,
     NotePathDown,
     NoteStep,
+    ProbePath,
     ReadInbox,
     ReadSeen,
     ReadStatus,
@@ -137,7 +138,7 @@ class Peering:
                     path.retry_at = Instant(now + CONNECTING_WAIT_NS)
                     return
                 path.take(Input.DUE, now=now)
-                self.out.append(ConnectPeer(self.partner, path.index))
+                self.out.append(ConnectPeer(self.partner, path.index, path.mtu_most))
         elif state is PathState.CONNECTING:
             if now >= path.connect_by:
                 self._refuse(path, Reason.UNREACHABLE, "no answer", now=now)
@@ -189,6 +190,8 @@ class Peering:
         """No connection: again later."""
         path = self.paths.get(event.path)
         if path is not None and path.state is PathState.CONNECTING:
+            if event.reason is Reason.LARGE_PACKETS_LOST:
+                path.on_large_packets_lost(event.mtu)
             self._refuse(path, event.reason, event.text, now=now)
 
     def on_peer_lost(self, event: ev.PeerLost, *, now: Instant) -> None:
@@ -210,7 +213,7 @@ class Peering:
             path.liveness.on_probe(now=now)  # the limit of its silence goes on
         self.publisher.on_path_lost(path.index)
         path.relink_at = Instant(now + self.settings.connect_timeout_ns)
-        self.out += [DisconnectPeer(self.partner, path.index), ConnectPeer(self.partner, path.index)]
+        self.out += [DisconnectPeer(self.partner, path.index), ConnectPeer(self.partner, path.index, path.mtu)]
 
     def on_status(self, event: ev.StatusRead, *, now: Instant) -> None:
         """The status page: a step of the handshake, or an answered probe."""
@@ -465,6 +468,8 @@ class Peering:
         else:
             if not (event.mendable and self.settling.may_move() and self.sessions.mend(event.client, path, now=now)):
                 self.sessions.break_one(event.client, Reason.VI_FAILED, now=now)
+            if event.path_suspected:  # probes get through and its work didn't: perhaps only small packets do
+                self.out.append(ProbePath(self.partner, path.index))
             self.settling.settle(now=now)
 
     def on_life(self, event: ev.LifeSeen, *, now: Instant) -> None:

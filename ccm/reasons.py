@@ -58,3 +58,5 @@ class Reason(IntEnum):
     """The partner is no member of the cluster any more."""
     PARTNER_REFUSED = 26
     """The partner's client or card can't give what the session needs; it says so, and tries again by itself."""
+    LARGE_PACKETS_LOST = 27
+    """Small packets get through and those of the path MTU don't: the next smaller one is tried."""

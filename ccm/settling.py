@@ -96,9 +96,8 @@ class Settling:
                 continue
             lane.connecting = moved = True
             if self._sessions.fits(remote):
-                mtu = min(path.mtu, pairing.partner.mtu)
                 lane.remote = remote.vis
-                self._out.append(ConnectLanes(self._partner, path.index, client, lane.epoch, remote, mtu))
+                self._out.append(ConnectLanes(self._partner, path.index, client, lane.epoch, remote, path.agreed_mtu))
             else:
                 self.refuse(path.index, Reason.NEEDS_DIFFER, f"{len(remote.vis)} VIs, {remote.length} bytes offered")
         if path.state is PathState.EXCHANGE and pairing.mutual:

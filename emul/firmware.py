@@ -23,6 +23,7 @@ from emul.wellknown import (
     CHALLENGE_BYTES,
     MESSAGE_FENCE,
     MESSAGE_FENCED,
+    PROBE_BYTES,
     PROOF_BYTES,
     PROTOCOL_VERSION,
     RECEIVE_BYTES,
@@ -179,6 +180,8 @@ class Firmware:
         self._on_old = on_old
         self.old_version: int | None = None
         """A hardware fault: the version of the service that it speaks instead of PROTOCOL_VERSION."""
+        self._probed = Memory.plain(PROBE_BYTES)
+        """Written by all partners, to see whether large packets get through; read by nobody."""
         self._links: dict[int, FirmwareLink] = {}
         self._pending: list[_PendingFence] = []
         self.events: list[AsyncEvent] = []
@@ -328,7 +331,8 @@ class Firmware:
         outbox = self._regions.register(
             memory, pd=link.pd, access=AccessFlags.REMOTE_READ, offset=start + half, length=half
         )
-        link.regions += [status, inbox, outbox]
+        probe = self._regions.register(self._probed, pd=link.pd, access=AccessFlags.REMOTE_WRITE)
+        link.regions += [status, inbox, outbox, probe]
         identity, incarnation = self._identity, self._node.incarnation
         return ConnectReply(
             node_id=identity.node_id,
@@ -342,6 +346,8 @@ class Firmware:
             outbox_addr=outbox.addr,
             outbox_rkey=outbox.key,
             adapter=identity.adapter_index,
+            probe_addr=probe.addr,
+            probe_rkey=probe.key,
         )
 
     def _refuse(self, reason: RejectReason, private_data: bytes = b"") -> Reject:

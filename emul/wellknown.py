@@ -23,12 +23,14 @@ PROOF_BYTES = 32
 _MAGIC = 0x43434D57
 
 _REQUEST = struct.Struct("<IHHHHQ16s")
-_REPLY = struct.Struct("<IHHQ16s32sQIQIQIH")
+_REPLY = struct.Struct("<IHHQ16s32sQIQIQIHQI")
 _MESSAGE = struct.Struct("<IHHQQ")
 _REFUSAL = struct.Struct("<IHH")
 MESSAGE_BYTES = _MESSAGE.size
 RECEIVE_BYTES = 64
 """Size of the receive buffers that both ends post on the well-known connection."""
+PROBE_BYTES = 4096
+"""Size of the area that partners may write to find out whether packets of a path MTU get through: the largest one."""
 RECEIVES_POSTED = 8
 """How many of them each end keeps posted."""
 
@@ -78,14 +80,17 @@ class ConnectReply:
     """Index of the answering adapter in its node; None: the firmware doesn't tell (the field came later, and those who
     don't know it leave or find zeros there).
     """
+    probe_addr: int = 0
+    probe_rkey: int = 0
+    """Where the caller may write PROBE_BYTES that nobody reads; a key of 0: nowhere."""
     version: int = PROTOCOL_VERSION
 
     def emit(self) -> bytes:
-        """102 bytes, fits a REP (196). The last field is the adapter's index + 1."""
+        """114 bytes, fits a REP (196). The adapter's index is sent as index + 1."""
         return _REPLY.pack(
             _MAGIC, self.version, self.node_id, self.incarnation, self.challenge, self.proof, self.status_addr,
             self.status_rkey, self.inbox_addr, self.inbox_rkey, self.outbox_addr, self.outbox_rkey,
-            0 if self.adapter is None else self.adapter + 1,
+            0 if self.adapter is None else self.adapter + 1, self.probe_addr, self.probe_rkey,
         )  # fmt: skip
 
     @classmethod
@@ -95,13 +100,13 @@ class ConnectReply:
             return None
         (
             magic, version, node, boot, challenge, answer, status, status_key, inbox, inbox_key, outbox, outbox_key,
-            card,
+            card, probe, probe_key,
         ) = _REPLY.unpack_from(data)  # fmt: skip
         if magic != _MAGIC:
             return None
         return cls(
             node, boot, challenge, answer, status, status_key, inbox, inbox_key, outbox, outbox_key,
-            card - 1 if card else None, version,
+            card - 1 if card else None, probe, probe_key, version,
         )  # fmt: skip
 
 

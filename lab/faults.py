@@ -83,6 +83,12 @@ _FAULTS = (
         "frames from one end vanish, the carrier stays",
         parameters=(Parameter("from", ParameterKind.END, "the end whose frames vanish", required=True),),
     ),
+    Fault(
+        "cable.mtu",
+        Target.CABLE,
+        "packets larger than `size` vanish, as in a switch between whose ports take less than both ends",
+        parameters=(Parameter("size", ParameterKind.SIZE, "largest IP packet that passes", required=True), _FROM),
+    ),
     Fault("cable.drop", Target.FRAME, "frames are lost", parameters=_MANY),
     Fault("cable.corrupt", Target.FRAME, "a bit of the frame is flipped; the ICRC tells", parameters=_MANY),
     Fault("cable.duplicate", Target.FRAME, "the frame arrives twice", parameters=_MANY),

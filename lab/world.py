@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from emul.wire.frame import ETHERNET_BYTES
 from lab.check.evidence import PathEnd
 from lab.faults import FAULTS, HARDWARE_FAULTS, Target
 from lab.plan import Plan
@@ -20,6 +21,7 @@ OBSERVE = "observe"
 """Action of an injector rule that only counts: the frame goes on unchanged."""
 FRAME_ACTIONS: Mapping[str, str] = {
     "cable.drop": "drop",
+    "cable.mtu": "drop",
     "cable.corrupt": "corrupt",
     "cable.duplicate": "duplicate",
     "frame.nak_sequence": "forge_nak_sequence",
@@ -233,7 +235,10 @@ def rule_of(plan: Plan, fault: PlannedFault) -> dict[str, object]:
     if fault.by_injector:
         probability = step.parameters.get("probability")
         rule.update(probability=probability, count=step.parameters.get("count"))
-        if rule["count"] is None and (probability is not None or step.duration_ns is not None):
+        size = step.parameters.get("size_bytes")
+        if isinstance(size, int):
+            rule["longer"] = size + ETHERNET_BYTES
+        if rule["count"] is None and (size is not None or probability is not None or step.duration_ns is not None):
             del rule["count"]
             return {key: value for key, value in rule.items() if value is not None} | {"count": None}
     return {key: value for key, value in rule.items() if value is not None}

@@ -401,6 +401,7 @@ def _dispatch(peers: PeerDriver, sessions: SessionDriver, notes: Notes) -> dict[
     """Who carries out which action."""
     return {
         ac.ConnectPeer: peers.connect_peer,
+        ac.ProbePath: peers.probe_path,
         ac.DisconnectPeer: peers.disconnect_peer,
         ac.ReadStatus: peers.read_status,
         ac.ReadSeen: peers.read_seen,

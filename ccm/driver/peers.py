@@ -115,6 +115,10 @@ class PeerDriver:
             self._links[key].silence()
         self._wiring.chores.add(self._disconnecting(key), now=self._wiring.now, put_off=True)
 
+    def probe_path(self, action: ac.ProbePath) -> None:
+        """At once."""
+        self._on_link(action.partner, action.path, PeerLink.probe)
+
     def read_status(self, action: ac.ReadStatus) -> None:
         """At once."""
         link = self._link(action.partner, action.path)
@@ -170,7 +174,7 @@ class PeerDriver:
             outbox = self._outbox(port, action.partner)
             yield
             link = self._links[key] = PeerLink(port, identity, wiring.node, outbox, self._rng, wiring.tell)
-            yield from link.connect()
+            yield from link.connect(action.mtu_most)
             self._by_number[port.index, link.number] = key
         except RDMAError as error:
             wiring.note_gone(error)

@@ -129,7 +129,7 @@ def _judge_readable(evidence: Evidence, findings: Findings, node: int, fault_at:
             )
 
 
-LOSING_FAULTS = ("cable.drop", "cable.corrupt")
+LOSING_FAULTS = ("cable.drop", "cable.corrupt", "cable.mtu")
 """After these an adapter has to send again. (What a forged NAK asks for may be acknowledged before it can be sent.)"""
 RETRANSMISSION_COUNTERS = ("retransmissions", "retransmitted", "retransmitted_packets", "tx_retransmitted")
 """Names under which an adapter counts packets that it sent again."""

@@ -87,7 +87,7 @@ def render(state: dict[str, Any]) -> str:
         [("CABLE", "ENDS", "STATE"), *((c["cable"], " -- ".join(c["ends"]), cable_state(c)) for c in state["cables"])],
         [("NODE", "HOST", "BOOT", "ADAPTERS")],
         [("NODE", "SEES", "HOST", "BOOT", "VERSION", "REFUSED", "THE LAST ONE")],
-        [("PATH", "NO", "OVER", "STATE", "FOR", "LOSSES", "FENCE", "RTT", "LIMIT")],
+        [("PATH", "NO", "OVER", "STATE", "FOR", "LOSSES", "FENCE", "MTU", "RTT", "LIMIT")],
         [("SESSION", "CLIENT", "STATE", "FOR", "EPOCH", "ERRORS", "ROUTES")],
         [("CARD", "CARRIER", "SENT", "RECEIVED", "REPEATED", "TIMEOUTS", "NAKS", "DROPPED")],
         [("NODE", "CLIENT", "STATE", "EXCEPTIONS", "THE LAST ONE")],
@@ -160,6 +160,12 @@ def why(count: object, reason: object) -> str:
     return f"{count}, {words(reason)}" if count else "0"
 
 
+def mtu_word(path: dict[str, Any]) -> str:
+    """The path MTU, and which larger one lost its packets."""
+    mtu, lost = path.get("mtu"), path.get("mtu_lost")
+    return f"{mtu} ({lost} is lost)" if lost else str(mtu if mtu is not None else "?")
+
+
 def partner_cells(seen: dict[str, Any]) -> tuple[str, ...]:
     """Columns for what is known of a partner's host, and what of it was refused."""
     stage, refused = seen.get("stage"), seen.get("refused")
@@ -178,6 +184,7 @@ def path_cells(path: dict[str, Any], adapters: list[str], now_ns: object = None)
     return (
         str(number), over, state, age(path.get("since_ns"), now_ns),
         why(path.get("losses", 0), path.get("last_loss", "")), str(path.get("fence_epoch", "?")),
+        mtu_word(path),
         _figure(path.get("rtt_ns"), 1000, "us"), _figure(path.get("limit_ns"), 1_000_000, "ms"),
     )  # fmt: skip
 

@@ -24,6 +24,7 @@ A rule as JSON (all but "action" optional; an unknown key is an error):
      "opcode": "RDMA_WRITE_LAST" ...     # an opcode; or "SEND", "RDMA_WRITE", "RDMA_READ": the first packet of such a
                                          # message; or "CM_REQ", "CM_REP", ..., "ARP"; default: every frame
      "qp": n,                  # destination queue pair number
+     "longer": n,              # only frames of more than so many bytes, Ethernet header and all
      "nth": k,                 # first to act on: the k-th match (1 is the default)
      "count": n | null,        # how often to act; null: no bound; default 1, or no bound beside a probability
      "probability": p,         # chance of each match from the nth on, drawn from the seed

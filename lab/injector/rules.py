@@ -107,6 +107,7 @@ class Rule:
     count: int | None = 1
     probability: float = 1.0
     bit: int | None = None
+    longer: int | None = None
     note: str = ""
 
     @classmethod
@@ -134,11 +135,15 @@ class Rule:
             raise ValueError(f"no opcode {self.opcode!r}")
         if self.nth < 1 or (self.count is not None and self.count < 1):
             raise ValueError(f"nth and count are 1 or more, got {self.nth} and {self.count}")
+        if self.longer is not None and self.longer < 0:
+            raise ValueError(f"longer is a number of bytes, 0 or more, got {self.longer}")
         if not 0.0 < self.probability <= 1.0:
             raise ValueError(f"probability is above 0 and at most 1, got {self.probability}")
 
-    def selects(self, sight: Sight) -> bool:
-        """Whether kind and queue pair fit; where the frame comes from is the core's to say."""
+    def selects(self, sight: Sight, length: int) -> bool:
+        """Whether kind, queue pair and length in bytes fit; where the frame comes from is the core's to say."""
+        if self.longer is not None and length <= self.longer:
+            return False
         if self.qp is not None and sight.qpn != self.qp:
             return False
         if self.opcode is None:
@@ -285,7 +290,7 @@ class InjectorCore:
             self._learning.on_frame(sight, frame)
         passing, copies, back = frame, 1, []
         for armed in list(self._armed.values()):
-            if not self._concerns(armed.rule, sight, cable, source, towards):
+            if not self._concerns(armed.rule, sight, len(frame), cable, source, towards):
                 continue
             armed.matched += 1
             if not self._acts(armed):
@@ -327,14 +332,14 @@ class InjectorCore:
             return False
         return rule.target is None or other not in self._nodes or other == rule.target
 
-    def _concerns(self, rule: Rule, sight: Sight, cable: str, source: str, towards: str) -> bool:
+    def _concerns(self, rule: Rule, sight: Sight, length: int, cable: str, source: str, towards: str) -> bool:
         if rule.cables is None:
             # Once for each frame: where it enters the fabric, not again behind a switch.
             if source not in self._nodes:
                 return False
         elif cable not in rule.cables:
             return False
-        if not rule.selects(sight):
+        if not rule.selects(sight, length):
             return False
         sender = self._nodes_by_address.get(sight.source, source) if sight.source else source
         receiver = self._nodes_by_address.get(sight.target, towards) if sight.target else towards

@@ -60,8 +60,8 @@ def skip_write_2(patch: pytest.MonkeyPatch) -> None:
 def forget_epochs_at_a_reboot(patch: pytest.MonkeyPatch) -> None:
     real = SessionSet.__init__
 
-    def init(self: SessionSet, publisher, paths, known_epoch, out) -> None:
-        real(self, publisher, paths, 0, out)
+    def init(self: SessionSet, publisher, paths, known_epoch, *rest) -> None:
+        real(self, publisher, paths, 0, *rest)
 
     patch.setattr(SessionSet, "__init__", init)
 

@@ -210,3 +210,12 @@ def test_a_bad_rule_is_refused_in_words(rule: dict[str, object], complaint: str)
 def test_a_rule_for_what_is_not_there_is_refused(rule: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"no (cable|node)"):
         core().arm(Rule.parse({"action": "drop", **rule}))
+
+
+def test_only_frames_above_a_length_are_met() -> None:
+    frame = write(1)
+    for longer, gone in ((len(frame) - 1, True), (len(frame), False)):
+        injector = core({"action": "drop", "longer": longer, "count": None})
+        assert passed(injector.on_frame("ic0", "a", frame, now=0), frame) is not gone
+    with pytest.raises(ValueError, match="longer is a number of bytes, 0 or more, got -1"):
+        Rule.parse({"action": "drop", "longer": -1})
