@@ -19,7 +19,7 @@ from tests.helpers.attempts import judged_on_a_steady_machine
 
 SHIPPED = (
     "cable-cut", "both-cables-cut", "cable-blackhole", "host-restart", "write-dropped", "nak-forged", "adapter-hang",
-    "cq-overrun", "cqe-lost", "firmware-old", "port-down",
+    "cq-overrun", "cqe-lost", "firmware-old", "path-mtu", "port-down",
 )  # fmt: skip
 RUN_TIMEOUT_S = 120
 PARALLEL = 3

@@ -21,7 +21,7 @@ from lab.topology import Topology
 SHIPPED = (
     "adapter-hang", "adapter-reset", "both-cables-cut", "cable-blackhole", "cable-cut", "cq-overrun", "cqe-delayed",
     "cqe-lost", "dma-stall", "doorbell-lost", "firmware-old", "host-restart", "nak-forged", "port-down", "psn-wrap",
-    "retry-exhausted", "write-dropped",
+    "path-mtu", "retry-exhausted", "write-dropped",
 )  # fmt: skip
 SEEDS = int(os.environ.get("LAB_SIM_SEEDS", "4"))
 RUN_TIMEOUT_S = 120

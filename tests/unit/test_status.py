@@ -8,7 +8,7 @@ from ccm import events as ev
 from ccm.needs import Needs
 from ccm.reasons import Reason
 from emul.clock import MILLISECOND, SECOND
-from lab.commands.status import age, render
+from lab.commands.status import age, mtu_word, render
 from tests.unit.ccm_world import World
 
 
@@ -89,3 +89,10 @@ def test_ages_are_told_in_the_unit_that_suits() -> None:
     texts = [age(0, ms * 1_000_000) for ms in (5, 999, 1_000, 119_000, 120_000)]
     assert texts == ["5 ms", "999 ms", "1 s", "119 s", "2 min"]
     assert age(None, 5) == ""
+
+
+def test_the_path_mtu_is_shown_with_the_one_of_which_packets_are_lost() -> None:
+    assert mtu_word({"mtu": 2048, "mtu_lost": 0}) == "2048"
+    assert mtu_word({"mtu": 1024, "mtu_lost": 2048}) == "1024 (2048 is lost)"
+    assert mtu_word({}) == "?", "a host of an older lab"
+    assert "MTU" in render(state_of(after_a_cut_and_a_reboot()))
