@@ -117,7 +117,9 @@ class PeerDriver:
 
     def probe_path(self, action: ac.ProbePath) -> None:
         """At once."""
-        self._on_link(action.partner, action.path, PeerLink.probe)
+        link = self._link(action.partner, action.path)
+        if link is not None:
+            self._attempt(link.probe, action.partner, action.path)
 
     def read_status(self, action: ac.ReadStatus) -> None:
         """At once."""

@@ -161,9 +161,8 @@ def why(count: object, reason: object) -> str:
 
 
 def mtu_word(path: dict[str, Any]) -> str:
-    """The path MTU, and which larger one lost its packets."""
-    mtu, lost = path.get("mtu"), path.get("mtu_lost")
-    return f"{mtu} ({lost} is lost)" if lost else str(mtu if mtu is not None else "?")
+    """The path MTU that a path has settled for, and which one lost its packets; "" where none did."""
+    return f"{path.get('mtu')} ({path['mtu_lost']} is lost)" if path.get("mtu_lost") else ""
 
 
 def partner_cells(seen: dict[str, Any]) -> tuple[str, ...]:
