@@ -27,6 +27,8 @@ from emul.verbs import Context
 
 BEAT_NS = 5 * MILLISECOND
 """How often the host beats on its status page."""
+BEAT_EARLY_NS = BEAT_NS // 2
+"""So much earlier it may beat if it runs anyway: after that it beats when it probes, without a turn for it alone."""
 SUSPENDED_NS = 20 * MILLISECOND
 """A loop that is run later than this notes it: timing verdicts of such a run are doubtful."""
 NAME_MAX = 64
@@ -227,7 +229,7 @@ class Host:
         return True
 
     def _run_timers(self, now: Instant, *, late: bool = False) -> None:
-        if now >= self._beat_at:
+        if now >= self._beat_at - BEAT_EARLY_NS:
             self._node.beat()
             self._beat_at = Instant(now + BEAT_NS)
         while self._boot and now >= self._boot[0][0]:

@@ -65,6 +65,12 @@ class Liveness:
         """Whether it is time for a probe and none is under way."""
         return self.probe_at is None and now >= self.next_probe_at
 
+    def may_go_along(self, *, now: Instant) -> bool:
+        """Whether none is under way, and it is time for one within half an interval: with that of another path it costs
+        no turn of its own, and from then on they are due together.
+        """
+        return self.probe_at is None and 2 * (self.next_probe_at - now) <= self._settings.probe_interval_ns
+
     def on_probe(self, *, now: Instant, apart: bool = False) -> None:
         """A probe was posted; `apart`: the partners share no client."""
         self.probe_at = now

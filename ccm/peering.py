@@ -120,8 +120,9 @@ class Peering:
             for path in self.paths.paths:
                 path.liveness.credit(now - self._expected_at, now=now)
         self._expected_at = None
+        probing = any(path.proven and path.liveness.probe_due(now=now) for path in self.paths.paths)
         for path in self.paths.paths:
-            self._path_time(path, now=now)
+            self._path_time(path, probing, now=now)
         if self.settling.rebalance_at is not None and now >= self.settling.rebalance_at:
             self.settling.rebalance_at = None
             if self.settling.may_move():
@@ -130,7 +131,7 @@ class Peering:
         if closing is not None and now >= closing:
             self.settling.settle(now=now)
 
-    def _path_time(self, path: Path, *, now: Instant) -> None:
+    def _path_time(self, path: Path, probing: bool, *, now: Instant) -> None:
         state = path.state
         if state is PathState.DOWN:
             if path.carrier and path.retry_at is not None and now >= path.retry_at:
@@ -149,10 +150,10 @@ class Peering:
             if path.fence_retry_at is not None and now >= path.fence_retry_at:
                 self.failover.request_fence(path, now=now)
         else:
-            self._watch(path, now=now)
+            self._watch(path, probing, now=now)
 
-    def _watch(self, path: Path, *, now: Instant) -> None:
-        """Probe and silence of a proven path."""
+    def _watch(self, path: Path, probing: bool, *, now: Instant) -> None:
+        """Probe and silence of a proven path; `probing`: a probe of this or another path is due."""
         silent_at = path.silent_at()
         if silent_at is not None and now >= silent_at:
             if path.state is PathState.UP and not self.paths.has_better(path, now=now):
@@ -162,7 +163,7 @@ class Peering:
                 return
         if path.relink_at is not None and now >= path.relink_at:
             self._relink(path, now=now)
-        elif path.liveness.probe_due(now=now):
+        elif probing and path.liveness.may_go_along(now=now):
             path.liveness.on_probe(now=now, apart=not self.sessions.shares_clients)
             self.out.append(ReadStatus(self.partner, path.index))
         alarm_at = path.alarm_at()
