@@ -10,7 +10,7 @@ from emul.compiled import MODULES as ADAPTER_MODULES
 
 MODULES = (
     "lab/check/steps", "lab/sim/adapter", "lab/sim/cable", "lab/sim/node", "lab/sim/pace", "lab/sim/scheduler",
-    "lab/sim/streams", "lab/sim/watch", "lab/watcher",
+    "lab/sim/streams", "lab/sim/watch",
 )  # fmt: skip
 """What runs for each event of the simulator."""
 

@@ -69,6 +69,16 @@ def test_every_hot_module_exists() -> None:
         assert (compiled.ROOT / f"{name}.py").is_file(), name
 
 
+def test_every_package_with_hot_modules_looks_for_the_compiled_ones() -> None:
+    """Otherwise plain code imports the source, while compiled code takes its classes for compiled ones, and crashes."""
+    from ccm.compile import MODULES
+    from lab.compile import MODULES as SIMULATOR_MODULES
+
+    packages = {name.rpartition("/")[0] for name in (*compiled.MODULES, *MODULES, *SIMULATOR_MODULES)}
+    inits = {package: (compiled.ROOT / package / "__init__.py").read_text(encoding="utf-8") for package in packages}
+    assert [package for package, text in inits.items() if "use(__name__, __path__)" not in text] == []
+
+
 def test_no_plain_class_inherits_from_a_compiled_one() -> None:
     """Such a class could not even be made where the compiled modules are in use."""
     from ccm.compile import MODULES as MANAGER_MODULES
