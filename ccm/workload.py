@@ -8,7 +8,7 @@ from typing import Any
 from ccm.client import Client, Partner, Session
 from ccm.clients.echo import Echo
 from ccm.clients.load import EchoLoad, Load, LoadSpec, MirrorLoad, Origin
-from ccm.clients.nvram_mirror import NvramMirror, ring_neighbours
+from ccm.clients.nvram_mirror import NvramMirror
 from ccm.history import HistoryWriter, Kind
 from emul.clock import Instant
 from emul.wire.icrc import crc32
@@ -35,15 +35,16 @@ class Workload:
         self._history = history
         self._seed = seed
         self._loads: dict[tuple[str, int], Load] = {}
+        self._names: dict[int, str] = {}
+        """Of the partners that there are loads for, also of those that have left."""
 
     def start(self, client: str, request: Mapping[str, Any], now: Instant) -> None:
         """Starts the load of one client. Raises WorkloadError."""
         spec = _spec(request)
         known = self._clients.get(client)
         if isinstance(known, NvramMirror):
-            target, _ = ring_neighbours(self._node, self._partners)
-            if target in self._partners:
-                self._start_mirror(known, target, spec, now)
+            if known.target in self._partners:
+                self._start_mirror(known, known.target, spec, now)
         elif isinstance(known, Echo):
             for partner in self._partners:
                 self._start_echo(known, partner, spec, now)
@@ -65,7 +66,7 @@ class Workload:
         """Figures by client, then by partner."""
         state: dict[str, Any] = {}
         for (client, partner), load in self._loads.items():
-            state.setdefault(client, {})[self._partners[partner].name] = load.state()
+            state.setdefault(client, {})[self._names[partner]] = load.state()
         return state
 
     def on_time(self, now: Instant) -> None:
@@ -119,6 +120,7 @@ class Workload:
         except ValueError as error:
             raise WorkloadError(str(error)) from error
         self._loads[mirror.name, partner] = load
+        self._names[partner] = self._partners[partner].name
         mirror.observer = load
         load.start(mirror.session, now)
 
@@ -130,6 +132,7 @@ class Workload:
         except ValueError as error:
             raise WorkloadError(str(error)) from error
         self._loads[echo.name, partner] = load
+        self._names[partner] = self._partners[partner].name
         echo.observers[partner] = load
         load.start(echo.sessions.get(partner), now)
 

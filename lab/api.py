@@ -147,6 +147,14 @@ class Host:
         """Starts it after a crash."""
         return self._lab.heal(self.node)
 
+    def leave(self) -> int:
+        """The node leaves the cluster: its partners close with it and forget it, its host shuts down."""
+        return self._lab.inject("operator.remove_member", self.node)
+
+    def join(self) -> int:
+        """It is a member again: its host boots, and the others are told."""
+        return self._lab.heal(self.node)
+
     def ask(self, request: Mapping[str, object]) -> dict[str, object]:
         """One request to its control interface, such as {"op": "status"}. Raises LabError when it doesn't answer."""
         try:

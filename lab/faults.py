@@ -112,6 +112,13 @@ _FAULTS = (
         "a client gets no callback any more, and the manager closes its sessions; undone, it is made anew",
         parameters=(_CLIENT,),
     ),
+    Fault(
+        "operator.remove_member",
+        Target.NODE,
+        "the node leaves the cluster: its partners close with it and forget it, its host shuts down; undone, it joins "
+        "again",
+        worlds=("sim", "netns"),
+    ),
     Fault("adapter.die", Target.PORT, "the adapter stops for good; undone, it is replaced by a new one"),
     Fault(
         "adapter.reset",

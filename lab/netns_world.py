@@ -6,6 +6,8 @@ the runner's own clock are on one scale.
 
 from __future__ import annotations
 
+import json
+import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +22,7 @@ from emul.node_memory import FENCES_OFFSET
 from lab.errors import LabError
 from lab.fabric.client import Fabric, HostSilent
 from lab.injector.rules import FORGING
+from lab.members import FORGOTTEN_WITHIN_NS, Members
 from lab.plan import Plan
 from lab.world import (
     Firing,
@@ -62,6 +65,7 @@ class NetnsWorld:
         self._rules: dict[int, int] = {}
         """Fault id to the id of its rule."""
         self._firings: dict[int, Firing] = {}
+        self._members = Members(plan, self.host, self.now, self.advance)
         self._hardware: dict[int, str] = {}
         """Hardware faults by number: in which adapter."""
         self._events_seen = 0
@@ -240,6 +244,7 @@ class NetnsWorld:
             ),
             "host.crash": (lambda f: self.kill_host(_target(f)), lambda f: self.boot_host(_target(f))),
             "host.pause": (lambda f: self.pause_host(_target(f)), lambda f: self.resume_host(_target(f))),
+            "operator.remove_member": (self._remove_member, self._add_member),
             "client.close": (self._do_to_client, self._open_client),
             "client.crash": (self._do_to_client, self._open_client),
             "adapter.die": (
@@ -254,6 +259,41 @@ class NetnsWorld:
         if fault.kind not in doings:
             raise LabError(f"the world {self.name} can't do {fault.kind}")
         return doings[fault.kind]
+
+    def _remove_member(self, fault: PlannedFault) -> int:
+        at, node = time.monotonic_ns(), _target(fault)
+        self._members.leave(node)
+        self._note_members()
+        with suppress(LabError):  # a host that is down already
+            self.fabric.kill_host(node, signal.SIGTERM)
+        until = time.monotonic_ns() + FORGOTTEN_WITHIN_NS
+        while self._answers(node) and time.monotonic_ns() < until:
+            self.advance(time.monotonic_ns() + POLL_NS)
+        return at
+
+    def _add_member(self, fault: PlannedFault) -> int:
+        node = _target(fault)
+        self._members.absent.discard(node)
+        self._note_members()
+        at = self.fabric.start_host(node)
+        self._members.join(node)
+        return at
+
+    def _note_members(self) -> None:
+        """Whoever boots from now on is told of the present members."""
+        for node in self._plan.topology.nodes:
+            directory = self.fabric.node_directory(node)
+            config = self._members.config_of(
+                self._plan.host_config(node, directory.parent.parent, seed=self._seed)
+            )
+            (directory / "host.json").write_text(json.dumps(config), encoding="utf-8")
+
+    def _answers(self, node: str) -> bool:
+        try:
+            self.host(node, {"op": "status"})
+        except HostUnreachable:
+            return False
+        return True
 
     def _do_to_client(self, fault: PlannedFault) -> int:
         return self._ask_client(fault, client_requests(fault)[0])

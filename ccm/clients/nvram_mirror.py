@@ -40,17 +40,18 @@ class NvramMirror(Client):
         """The session with the node that mirrors us, while it is ready."""
         self._nvram = nvram
         self._buffer = nvram.buffer
-        self._target, self._source = ring_neighbours(node_id, others)
+        self.target, self._source = ring_neighbours(node_id, others)
+        """`target`: whose card mirrors ours. The ring stays what it is while the host runs, whoever leaves or joins."""
 
     def needs(self, partner: Partner) -> Needs | None:
         """One virtual interface with each neighbour of the ring; memory for the one whose log we mirror."""
-        if partner.id not in (self._target, self._source):
+        if partner.id not in (self.target, self._source):
             return None
         return Needs(vis=1, depth=DEPTH, exposed_bytes=self.half_bytes if partner.id == self._source else 0)
 
     def source(self, partner: Partner) -> Region | None:
         """The own log."""
-        return Region(self._nvram, 0, self.half_bytes) if partner.id == self._target else None
+        return Region(self._nvram, 0, self.half_bytes) if partner.id == self.target else None
 
     def exposed(self, partner: Partner) -> Region | None:
         """The mirror half."""
@@ -77,7 +78,7 @@ class NvramMirror(Client):
 
     def on_ready(self, session: Session, now: Instant) -> None:
         """The neighbour is ready."""
-        if session.partner.id == self._target:
+        if session.partner.id == self.target:
             self.session = session
             if self.observer is not None:
                 self.observer.on_ready(session, now)

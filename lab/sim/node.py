@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ccm.history import HEADER_BYTES, RECORD_BYTES, HistoryWriter
 from ccm.host import Host
@@ -48,6 +49,8 @@ class SimNode:
         self.paused = False
         self.journal: list[str] = []
         """Lines of the managers' journal, if the topology wants one."""
+        self.present: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: config
+        """The configuration with those partners alone that are members of the cluster."""
         self.after_turn: Callable[[], None] | None = None
         """Called when the host has run, so that what it wrote can be looked at."""
         self._number = node.id
@@ -96,13 +99,14 @@ class SimNode:
     def boot(self) -> None:
         """The host starts, in a new incarnation."""
         self._boots += 1
+        config = self.present(self._config)
         self.paused = False
         self._devices = {name: self._open(adapter) for name, adapter in self.adapters.items()}
         contexts = [Context(device) for device in self._devices.values()]
         seed = self._streams.number(f"host/{self.name}/{self._boots}")
         history = HistoryWriter(self.history)
         host = Host(
-            self._config, contexts, self.memory, self.nvram, history, seed, reopen=self._reopen,
+            config, contexts, self.memory, self.nvram, history, seed, reopen=self._reopen,
             journal=self.journal.append if self._config["journal"] else None,
         )  # fmt: skip
         self.host = host

@@ -15,6 +15,7 @@ from emul.clock import MILLISECOND, SECOND
 from lab.errors import LabError
 from lab.faults import FAULTS
 from lab.injector.rules import InjectorCore, Rule
+from lab.members import FORGOTTEN_WITHIN_NS, Members
 from lab.plan import Plan
 from lab.sim.adapter import SimAdapter
 from lab.sim.cable import Cable, Switch
@@ -80,6 +81,9 @@ class SimWorld:
         self._rules: dict[int, int] = {}
         self._armed_by: dict[str, set[int]] = {}
         self._firings: dict[int, Firing] = {}
+        self._members = Members(plan, self.host, self.now, self.advance)
+        for node in self.nodes.values():
+            node.present = self._members.config_of
         self._hardware: dict[int, str] = {}
         """Hardware faults by number: in which adapter."""
         self._events_seen = 0
@@ -194,7 +198,7 @@ class SimWorld:
             return self._hardware_doing(fault, target)
         family = fault.kind.partition(".")[0]
         doings = {"cable": self._cable_doing, "host": self._host_doing, "adapter": self._adapter_doing}
-        doings["client"] = self._client_doing
+        doings |= {"client": self._client_doing, "operator": self._member_doing}
         done = doings[family](fault, target) if family in doings else None
         if done is None:
             raise LabError(f"the world {self.name} can't do {fault.kind}")
@@ -213,6 +217,26 @@ class SimWorld:
     def _host_doing(self, fault: PlannedFault, target: str) -> tuple[Callable[[], None], Callable[[], None]] | None:
         node = self.nodes[target]
         return {"host.crash": (node.crash, node.boot), "host.pause": (node.pause, node.resume)}.get(fault.kind)
+
+    def _member_doing(self, fault: PlannedFault, target: str) -> tuple[Callable[[], None], Callable[[], None]]:
+        node = self.nodes[target]
+
+        def leave() -> None:
+            self._members.leave(target)
+            host = node.host
+            with suppress(HostUnreachable):
+                self.host(target, {"op": "shutdown"})
+                until = self.now() + FORGOTTEN_WITHIN_NS
+                while host is not None and not host.stopped and self.now() < until:
+                    self.advance(self.now() + POLL_NS)
+            node.crash()
+
+        def join() -> None:
+            self._members.absent.discard(target)
+            node.boot()
+            self._members.join(target)
+
+        return leave, join
 
     def _client_doing(self, fault: PlannedFault, target: str) -> tuple[Callable[[], None], Callable[[], None]]:
         def ask(request: dict[str, object]) -> None:
