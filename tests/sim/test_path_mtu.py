@@ -9,7 +9,7 @@ import pytest
 from ccm.history import Kind, read_entries
 from emul.clock import MILLISECOND, SECOND
 from lab.plan import Plan
-from lab.scenario import At, Step
+from lab.scenario import At, OnFrame, Step
 from lab.sim.world import SimWorld
 from lab.topology import Topology
 from lab.world import PlannedFault
@@ -151,6 +151,16 @@ def test_a_cable_on_which_nothing_gets_through_is_not_taken_for_a_small_one() ->
     assert story.path("a")["state"] in ("DOWN", "CONNECTING")
     assert story.path("a")["mtu_lost"] == 0
     assert story.path("a", 1)["state"] == "UP"
+
+
+def test_a_connection_that_fails_before_its_probe_is_no_question_of_size() -> None:
+    story = Story()
+    story.world.start()
+    trigger = OnFrame("RDMA_READ", cable="ic0")
+    story.world.apply(PlannedFault(9, Step(trigger, "cable.drop", None, None, {"probability": 1.0})))
+    story.run(2000)
+    assert (story.path("a")["mtu_lost"], story.path("a")["state"] == "UP") == (0, False)
+    assert story.partner("a")["last_refusal"] == "unreachable: the new connection failed: RETRY_EXC_ERR"
 
 
 def test_the_story_takes_no_longer_than_it_must() -> None:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from emul.clock import MILLISECOND, SECOND
 from emul.cm import CmEventType, CmId
 from emul.errors import RDMAError
-from emul.node_memory import BootStatus, Stage, fence_slot
+from emul.memory import Memory
+from emul.node_memory import (
+    NODE_MEMORY_BYTES,
+    STATUS_READ_BYTES,
+    BootStatus,
+    NodeMemory,
+    Stage,
+    fence_slot,
+    parse_looks,
+)
 from emul.vocabulary import SGE, AsyncEvent, EventType, QPAttr, RecvWR, SendWR, WCStatus, WROpcode
 from emul.wellknown import (
     MESSAGE_FENCE,
@@ -322,6 +333,14 @@ def test_bytes_that_are_no_message_of_the_well_known_service_are_none(
     assert kind.parse(bytes(120)) is None
 
 
+def test_a_reply_of_a_firmware_that_knows_fewer_fields_is_understood() -> None:
+    """Where it has nothing to say, the private data of a REP holds zeros."""
+    reply = ConnectReply(7, 1, bytes(16), bytes(32), 1, 2, 3, 4, 5, 6, adapter=0, probe_addr=9, probe_rkey=10)
+    assert ConnectReply.parse(reply.emit()) == reply
+    older = ConnectReply.parse(reply.emit()[:100].ljust(196, b"\0"))
+    assert older == replace(reply, adapter=None, probe_addr=0, probe_rkey=0)
+
+
 @pytest.mark.parametrize(
     "text", [b"nonsense", FirmwareMessage(99, 0, 1, 1).emit(), FirmwareMessage(1, 200, 1, 1).emit()]
 )
@@ -364,3 +383,17 @@ def test_a_caller_that_does_not_agree_with_the_reply_leaves_nothing_behind() -> 
         caller.cm.establish()
     caller.cm.close()
     caller.cm.close()
+
+
+def test_a_nodes_adapters_tell_on_the_status_page_that_they_look_at_their_ports() -> None:
+    node = NodeMemory(Memory.plain(NODE_MEMORY_BYTES))
+    node.power_on()
+    assert node.looks == ()
+    node.set_adapter_alive(0, True)
+    node.set_adapter_alive(2, True)
+    node.set_looks(2, 7)
+    assert node.looks == parse_looks(bytes(node.buffer[:STATUS_READ_BYTES])) == (0, 0, 7)
+    node.set_looks(0, 1 << 40)
+    node.set_adapter_alive(2, False)
+    assert node.looks == (1 << 40,), "a dead card counts nothing"
+    assert node.status is not None and node.status.stage is Stage.FIRMWARE
