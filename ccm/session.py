@@ -17,7 +17,7 @@ from ccm.exchange import ManifestEntry, ViAddress
 from ccm.needs import Needs
 from ccm.reasons import Reason
 from ccm.settings import DEFAULTS, Settings
-from emul.clock import MILLISECOND, SECOND, Instant
+from emul.clock import MILLISECOND, SECOND, Instant, earliest
 
 
 class SessionState(IntEnum):
@@ -161,6 +161,15 @@ class SessionCore:
         if following is SessionState.READY:
             self.refused_ns = REFUSED_FIRST_NS
         return True
+
+    def next_deadline(self) -> Instant | None:
+        """When it stops waiting for something: for its partner's word, for queue pairs, for leave to try again."""
+        return earliest(
+            self.close_by if self.state is SessionState.CLOSING else None,
+            self.stranded_by if self.stranded else None,
+            self.mend_by if self.mending else None,
+            self.refused_until,
+        )
 
     @property
     def has_lanes(self) -> bool:

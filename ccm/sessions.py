@@ -38,7 +38,7 @@ from ccm.session import (
     SessionState,
 )  # fmt: skip
 from ccm.settings import DEFAULTS, Settings
-from emul.clock import Instant, earliest
+from emul.clock import Instant
 
 
 class SessionSet:
@@ -326,12 +326,12 @@ class SessionSet:
 
     def next_deadline(self) -> Instant | None:
         """The earliest time at which a closing or stranded session stops waiting."""
-        return earliest(
-            *(s.close_by for s in self.sessions.values() if s.state is SessionState.CLOSING),
-            *(s.stranded_by for s in self.sessions.values() if s.stranded),
-            *(s.mend_by for s in self.sessions.values() if s.mending),
-            *(s.refused_until for s in self.sessions.values()),
-        )
+        first: Instant | None = None
+        for session in self.sessions.values():
+            deadline = session.next_deadline()
+            if deadline is not None and (first is None or deadline < first):
+                first = deadline
+        return first
 
     # inside
 
