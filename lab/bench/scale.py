@@ -1,62 +1,111 @@
-"""What idle clusters cost as they grow, in the simulator: frames and CPU time of each node, for each partner.
+"""What clusters cost as they grow: bring-up, idling, and how soon a silent path is noticed; simulated and in netns.
 
 All nodes are behind one switch and every node is every other's partner with one client in common, so that N nodes have
-N (N - 1) / 2 pairs of partners. Linear means: the cost of one pair stays what it is, however many there are.
+N (N - 1) / 2 pairs of partners. A node's probes have a budget (`ccm.budget`), so that the frames of an idle node stay
+below a bound however large the cluster is; processor time may grow with the pairs and no faster. For detection each
+node has two adapters behind two switches, one cable falls silent, and the slowest pair of partners that it served is
+held against the formula.
+
+`--repetitions 0`: also 256 nodes in the simulator (32,640 pairs: some minutes of one core, 4 GiB) and 64 in netns.
 """
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
+from ccm.budget import Rate, detection_ns
+from ccm.history import Kind
+from ccm.settings import DEFAULTS
 from emul.clock import MILLISECOND, SECOND
-from lab.bench import Row, compare, limit, median
+from lab.bench import Row, compare, limit
+from lab.bench.ready import _busy_ns, _lab
 from lab.bench.sim import ready_world, star
 from lab.campaign.runs import rare_collections
+from lab.errors import EXIT_PASS
+from lab.fabric import namespaces
+from lab.scenario import At, Step
+from lab.topology import Topology
+from lab.watcher import new_entries
+from lab.world import PlannedFault
 
 NAME = "scale"
-HELP = "frames and CPU time of idle clusters of up to 64 nodes in the simulator (256 with --repetitions 0)"
+HELP = "frames, CPU time and detection of idle clusters as they grow (--repetitions 0: up to 256 nodes, 64 in netns)"
 REPETITIONS = 1
 
 SIZES = (2, 4, 8, 16, 32, 64)
 LARGEST = 256
+NETNS_SIZES = (2, 8, 16)
+NETNS_LARGEST = (32, 64)
+DETECTION_SIZES = (2, 8, 24)
 IDLE_NS = 400 * MILLISECOND
-SETTLED_AFTER_NS = 400 * MILLISECOND
-"""Partners count as busy for 200 ms after their sessions were made: their probes come more often until then."""
-FRAMES_OF_A_PAIR_MAX_PER_S = 250
-"""Two nodes probe each other every 20 ms over one path: request and response, 200 frames a second, and room for ARP."""
+NETNS_IDLE_S = 3.0
+ROUNDS = 2
+"""Idling is measured when each path has had so many turns: until then the probes of the bring-up are still about."""
+FRAMES_OF_A_NODE_MAX_PER_S = 2 * DEFAULTS.idle_probes_per_s * 1.1
+"""A node asks as often as its budget allows and is asked as often; a tenth for address resolution."""
 GROWTH_MAX = 1.5
-"""CPU time of a pair in the largest cluster, against that of the smallest."""
+"""Processor time for a pair in a large cluster, against that of the smallest that is measured."""
+ROUND_TRIP_NS = MILLISECOND
+"""Of a probe in the simulator, hosts' wake-ups included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one cluster: bring-up for each pair (CPU us), idling for each node (frames/s) and pair (CPU us/s)."""
+
+    bring_up_us: float
+    frames: float
+    idle_us: float
 
 
 def run(repetitions: int) -> list[Row]:
-    """One row of frames and one of CPU time for each size."""
-    sizes = (*SIZES, LARGEST) if repetitions == 0 else SIZES
-    found: dict[int, list[tuple[float, float]]] = {size: [] for size in sizes}
+    """Rows for the simulator, for netns where the machine lets us, and for detection."""
+    everything = repetitions == 0
+    rows: list[Row] = []
     with rare_collections():
         for _ in range(max(1, repetitions)):
-            for size in sizes:
-                found[size].append(idle(size))
-    frames = {size: median([one for one, _ in figures]) for size, figures in found.items()}
-    spent = {size: median([one for _, one in figures]) for size, figures in found.items()}
-    first = sizes[0]
-    rows = [
-        limit(f"{size} nodes: frames of a pair", frames[size], "/s", f"{first} nodes", frames[first],
-              at_most=FRAMES_OF_A_PAIR_MAX_PER_S)
-        for size in sizes
-    ]  # fmt: skip
-    return rows + [
-        compare(f"{size} nodes: CPU time of a pair", spent[size], "us/s", f"{first} nodes", spent[first],
-                at_most=GROWTH_MAX)
-        for size in sizes
-    ]  # fmt: skip
+            sizes: tuple[int, ...] = (*SIZES, LARGEST) if everything else SIZES
+            rows = _rows("sim", {size: in_simulator(size) for size in sizes})
+        rows += [detection(size) for size in DETECTION_SIZES]
+    if namespaces.may_make_namespaces():
+        sizes = (*NETNS_SIZES, *NETNS_LARGEST) if everything else NETNS_SIZES
+        rows += _rows("netns", {size: found for size in sizes if (found := in_netns(size)) is not None})
+    return rows
 
 
-def idle(size: int) -> tuple[float, float]:
-    """(frames, CPU time in us) that one pair of partners takes in a simulated second of an idle cluster."""
+def _rows(where: str, costs: dict[int, Cost]) -> list[Row]:
+    first = min(costs)
+    rows = []
+    for size, cost in costs.items():
+        case, least, words = f"{where}, {size} nodes", costs[first], f"{first} nodes"
+        rows += [
+            limit(f"{case}: frames of a node", cost.frames, "/s", words, least.frames,
+                  at_most=FRAMES_OF_A_NODE_MAX_PER_S),
+            compare(f"{case}: idle CPU of a pair", cost.idle_us, "us/s", words, least.idle_us, at_most=GROWTH_MAX),
+            compare(f"{case}: bring-up CPU of a pair", cost.bring_up_us, "us", words, least.bring_up_us,
+                    at_most=GROWTH_MAX),
+        ]  # fmt: skip
+    return rows
+
+
+def settled_ns(size: int) -> int:
+    """How long after its sessions are ready a cluster idles as it will for ever."""
+    return SECOND // 2 + ROUNDS * size * (SECOND // DEFAULTS.idle_probes_per_s)
+
+
+def in_simulator(size: int) -> Cost:
+    """A cluster of `size` nodes in the simulator."""
     topology = star(size, clients=("failover-monitor",), nvram="64KiB")
+    pairs = size * (size - 1) // 2
+    begun = time.process_time_ns()
     world = ready_world(topology, 1)
+    bring_up = time.process_time_ns() - begun
     try:
-        world.advance(world.now() + SETTLED_AFTER_NS)
+        world.advance(world.now() + settled_ns(size))
         sent = sum(world.counters(node)["sent_pkts"] for node in topology.nodes)
         begun = time.process_time_ns()
         world.advance(world.now() + IDLE_NS)
@@ -64,5 +113,75 @@ def idle(size: int) -> tuple[float, float]:
         sent = sum(world.counters(node)["sent_pkts"] for node in topology.nodes) - sent
     finally:
         world.stop()
-    pairs = size * (size - 1) // 2
-    return sent * SECOND / IDLE_NS / pairs, spent / 1000 * SECOND / IDLE_NS / pairs
+    in_s = SECOND / IDLE_NS
+    return Cost(bring_up / 1000 / pairs, sent * in_s / size, spent / 1000 * in_s / pairs)
+
+
+def in_netns(size: int) -> Cost | None:
+    """The same of real processes; None where they are not ready within `lab up`'s bound."""
+    from lab.fabric.client import Fabric
+    from lab.netns_world import NetnsWorld
+    from lab.plan import Plan
+
+    text = star_text(size, 1)
+    topology, pairs, name = Topology.parse(text), size * (size - 1) // 2, f"bench-{os.getpid()}"
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "star.yaml"
+        file.write_text(text, encoding="utf-8")
+        done = _lab("up", str(file), "--name", name)
+    fabric = Fabric.attach(name)
+    try:
+        if done.returncode != EXIT_PASS:
+            return None
+        world = NetnsWorld.over(Plan(topology), fabric)
+        pids = [int(one["pid"]) for one in fabric.processes() if one["kind"] in ("host", "adapter") and one["pid"]]
+        bring_up = sum(map(_busy_ns, pids))
+        time.sleep(settled_ns(size) / SECOND)
+        sent = -sum(world.counters(node)["sent_pkts"] for node in topology.nodes)
+        spent, begun = -sum(map(_busy_ns, pids)), time.monotonic()
+        time.sleep(NETNS_IDLE_S)
+        spent, took = spent + sum(map(_busy_ns, pids)), time.monotonic() - begun
+        sent += sum(world.counters(node)["sent_pkts"] for node in topology.nodes)
+    finally:
+        fabric.stop()
+    return Cost(bring_up / 1000 / pairs, sent / took / size, spent / 1000 / took / pairs)
+
+
+def detection(size: int) -> Row:
+    """How long it takes until a cable of an idle cluster that has fallen silent is noticed in each pair that it served,
+    by the quicker of the two.
+    """
+    world = ready_world(Topology.parse(star_text(size, 2)), 1)
+    try:
+        world.advance(world.now() + settled_ns(2 * size))
+        starts = {node: new_entries(world.history(node), 0)[1] for node in world.nodes}
+        begun = world.apply(PlannedFault(1, Step(At(0), "cable.blackhole", "n0-0", None, {})))
+        world.advance(world.now() + 10 * SECOND)
+        noticed: dict[frozenset[int], int] = {}
+        for node, start in starts.items():
+            for entry in new_entries(world.history(node), start)[0]:
+                if entry.kind == Kind.PATH_DOWN:
+                    pair = frozenset((entry.node, entry.partner))
+                    noticed[pair] = min(noticed.get(pair, entry.at), entry.at)
+        assert len(noticed) == size - 1, f"{len(noticed)} pairs lost a path, expected {size - 1}"
+    finally:
+        world.stop()
+    bound = detection_ns(idle_paths=2 * (size - 1), rate=Rate.IDLE, round_trip_ns=ROUND_TRIP_NS)
+    slowest = max(noticed.values()) - begun
+    return compare(f"sim, {size} nodes, idle: a silent path is noticed", slowest / MILLISECOND, "ms",
+                   "the formula", bound / MILLISECOND, at_most=1)  # fmt: skip
+
+
+def star_text(nodes: int, adapters: int) -> str:
+    """`nodes` nodes with so many adapters, each behind its own switch; all share the failover monitor."""
+    names = [f"ic{number}" for number in range(adapters)]
+    switches = [f"hub{number}" for number in range(adapters)]
+    lines = [
+        f"name: star-{nodes}-{adapters}",
+        f"defaults: {{adapters: [{', '.join(names)}], nvram: 64KiB, clients: [failover-monitor]}}",
+        "nodes:", *(f"  n{node}: {{}}" for node in range(nodes)), f"switches: [{', '.join(switches)}]", "cables:",
+    ]  # fmt: skip
+    cables = [
+        f"  n{node}-{each}: [n{node}.ic{each}, hub{each}]" for node in range(nodes) for each in range(adapters)
+    ]
+    return "\n".join([*lines, *cables])
