@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from errno import ENOMEM
 
 from emul.clock import Instant
 from emul.errors import DeviceGone, RDMAError
 from emul.verbs import CQ, PD, Context
 from emul.vocabulary import WC
 
-COMPLETIONS_MAX = 4096
-"""Size of the completion queue."""
+COMPLETIONS_FIRST = 4096
+"""Size of the completion queue at first."""
+COMPLETIONS_SPARE = 1024
+"""Entries for what makes no reservation: the well-known connections, a few requests each."""
+OVERCOMMIT_MAX = 512
+"""Entries of a session that gets room in a queue that is full of reservations."""
 POLL_MAX = 64
 """Completions taken at once."""
 POLLS_MAX = 128
@@ -32,8 +37,32 @@ class AdapterPort:
         """Completions of queue pairs that are no longer there."""
         context.attach(incarnation)
         self.pd = PD(context)
-        self.cq = CQ(context, COMPLETIONS_MAX)
+        self.cq = CQ(context, COMPLETIONS_FIRST)
+        self._room = COMPLETIONS_FIRST
+        self._reserved = COMPLETIONS_SPARE
         self.cq.req_notify()
+
+    def reserve(self, entries: int) -> None:
+        """So many completions may wait at once from now on, besides those reserved before: a queue that overran would
+        take everybody's with it. Raises RDMAError where the adapter's largest queue can't hold as many; then nothing
+        is reserved. Sessions of at most OVERCOMMIT_MAX entries get room even so: in a cluster of hundreds, not all of
+        them are full at once.
+        """
+        wanted = self._reserved + entries
+        if wanted > self._room:
+            most = self.context.query_device().max_cqe
+            if wanted > most and entries > OVERCOMMIT_MAX:
+                raise RDMAError(ENOMEM, f"{wanted} completions may wait, the largest queue holds {most}")
+            room = min(most, 1 << (wanted - 1).bit_length())
+            if room > self._room:
+                self.cq.resize(room)
+                self.cq.req_notify()
+                self._room = room
+        self._reserved = wanted
+
+    def release(self, entries: int) -> None:
+        """They can't come any more."""
+        self._reserved -= entries
 
     def wake(self, now: Instant) -> None:
         """After a wake-up: arms the queue first, so that nothing that comes while it is emptied is overlooked."""

@@ -242,6 +242,8 @@ class Lanes:
         self.message_mr: MR | None = None
         self.message_stride = 0
         self.fence_epoch = 0
+        self._reserved = 0
+        """Entries of the adapter's completion queue."""
         self.failed = False
         """A queue pair is in error, or about to be destroyed."""
 
@@ -252,6 +254,13 @@ class Lanes:
         self.on_message = self.owner.watched(client, client.on_message)
         for vi in self.vis:
             vi.on_completed = self.on_completed
+
+    def reserve(self, needs: Needs) -> None:
+        """Makes sure that all completions that can wait have room. Raises RDMAError."""
+        receives = needs.depth + RECEIVES_SPARE if needs.message_bytes else 0
+        entries = needs.vis * (needs.depth + QUEUE_SPARE + receives)
+        self.port.reserve(entries)
+        self._reserved = entries
 
     def open(
         self,
@@ -328,6 +337,8 @@ class Lanes:
             self.port.handlers.pop(vi.qp.qp_num, None)
             self.port.attempt(vi.qp.close)
             yield
+        self.port.release(self._reserved)
+        self._reserved = 0
         regions = (self.source_mr, self.exposed_mr, self.message_mr)
         self.source_mr = self.exposed_mr = self.message_mr = None
         for region in regions:

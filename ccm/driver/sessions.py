@@ -12,7 +12,7 @@ from ccm.client import Client, Partner, Region, Session
 from ccm.driver.wiring import SLOW_NS, Wiring, checked_region
 from ccm.history import Kind
 from ccm.lanes import REQUEST_MAX_NS, Lanes, PathLife
-from ccm.needs import NeedsError
+from ccm.needs import Needs, NeedsError
 from ccm.stream import Stream
 from emul.clock import MILLISECOND, Instant, after
 from emul.errors import DeviceGone, RDMAError
@@ -125,12 +125,27 @@ class SessionDriver:
         self._lanes[action.partner, action.path, action.client] = lanes
         fence = (fence_slot(action.partner, action.path), action.fence_epoch)
         try:
+            if not self._reserve(lanes, action.needs):
+                return
             yield from lanes.open(action.needs, source, exposed, fence, lambda: self._rng.getrandbits(24))
         except RDMAError as error:
             self._refused(which, error)
             return
         entry = lanes.entry()
         wiring.tell(ev.LanesOpened(*which, entry.vis, entry.rkey, entry.address, entry.length))
+
+    def _reserve(self, lanes: Lanes, needs: Needs) -> bool:
+        """Whether the adapter has room for what the client needs; else it gets no session, and the others go on."""
+        try:
+            lanes.reserve(needs)
+        except DeviceGone:
+            raise
+        except RDMAError as error:
+            text = f"{needs.vis} VIs of depth {needs.depth} are too much for adapter {lanes.port.index}: {error}"
+            self._wiring.on_client_exception(lanes.client.name, NeedsError(text))
+            self._wiring.tell(ev.ClientClosed(lanes.session.partner.id, lanes.client.name))
+            return False
+        return True
 
     def _regions(self, client: Client, partner: Partner, exposed_bytes: int) -> tuple[Region | None, Region | None]:
         source = checked_region(client.source(partner), "source")

@@ -222,3 +222,56 @@ def test_what_is_no_number_or_no_bytes_is_refused_and_leaves_the_ledger_as_it_wa
     with pytest.raises(ValueError, match="message of 65 bytes, at most 64"):
         ours.session.send(bytes(65))
     assert ours.session.outstanding == 0
+
+
+class Greedy(Client):
+    """Fills all of the largest session that there is."""
+
+    name = "greedy"
+
+    def __init__(self, vis=8, depth=1024):
+        self.memory = Memory.plain(64)
+        self.session = None
+        self.size = (vis, depth)
+        self.done = 0
+
+    def needs(self, partner):
+        return Needs(vis=self.size[0], depth=self.size[1], exposed_bytes=64)
+
+    def source(self, partner):
+        return Region(self.memory, 0, 64)
+
+    exposed = source
+
+    def on_ready(self, session, now):
+        self.session = session
+
+    def on_completed(self, session, sequence, now):
+        self.done += 1
+
+
+def test_a_client_that_fills_its_ledgers_while_the_host_sleeps_overruns_nobody_s_completions():
+    """8,192 completions wait for the host; the adapter's queue grew with what the session might need."""
+    ours, theirs = Greedy(), Greedy()
+    world = TwoHosts(clients=((ours,), (theirs,)), named=SHIPPED, paths=1)
+    world.boot()
+    assert world.run(SECOND, lambda: ours.session is not None)
+    posted = sum(1 for vi in range(8) for _ in range(1024) if ours.session.write(0, 8, 0, vi))
+    assert posted == 8192 and not ours.session.write(0, 8, 0)
+    asleep, world.hosts[0] = world.hosts[0], None
+    world.run(20 * MILLISECOND)
+    world.hosts[0] = asleep
+    assert world.run(SECOND, lambda: ours.done == posted)
+    assert not world.history(0, Kind.ERROR_ALERT, Kind.PATH_DOWN) and others_work(world)
+
+
+def test_needs_beyond_what_the_adapter_has_cost_that_client_its_session_and_nobody_else_s(monkeypatch):
+    ours, theirs = Greedy(), Greedy()
+    monkeypatch.setattr("emul.host_context.QUEUE_DEPTH_MAX", 8192)  # of adapters that are smaller than ours
+    world = TwoHosts(clients=((ours,), (theirs,)), named=SHIPPED)
+    world.boot()
+    assert world.run(SECOND, lambda: len(world.history(0, Kind.READY_ALERT)) >= 2)
+    assert others_work(world) and ours.session is None
+    found = world.host(0).control({"op": "status"}, world.now)["clients"]["greedy"]
+    assert "8 VIs of depth 1024 are too much for adapter " in found["last_exception"]
+    assert "completions may wait, the largest queue holds 8192" in found["last_exception"]
