@@ -13,6 +13,7 @@ import pytest
 
 from emul.wire.headers import Opcode
 from lab.cli import command_names
+from lab.expectations import EXPECTATIONS
 from lab.faults import FAULTS
 from lab.scenario import Scenario
 from lab.topology import Topology
@@ -152,3 +153,9 @@ def test_the_page_on_observing_has_each_event_of_the_logs() -> None:
     text = (ROOT / "docs" / "observing.md").read_text(encoding="utf-8")
     assert len(logged_words()) > 20
     assert [word for word in sorted(logged_words()) if f"`{word}`" not in text] == []
+
+
+def test_the_page_on_scenarios_has_each_expectation() -> None:
+    text = (ROOT / "docs" / "writing-a-scenario.md").read_text(encoding="utf-8")
+    rows = [f"| `{name}` | {expectation.help} |" for name, expectation in EXPECTATIONS.items()]
+    assert [row for row in rows if row not in text] == []
