@@ -1,23 +1,22 @@
-"""What holds the handshake together, taken out by hand: the explorer finds it, with the shortest way there."""
+"""What holds handshake, sessions, fence and replay together, taken out by hand: the explorer finds it, with the shortest way there."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-
 import pytest
 
 from ccm import handshake as handshakes
 from ccm.exchange import Record, Seen
+from ccm.failover import Failover
 from ccm.handshake import Handshake, Step
 from ccm.peering import Peering
+from ccm.publisher import Publisher
 from ccm.session import SessionInput
 from ccm.sessions import SessionSet
+from tests.explore.bounds import Bounds
 from tests.explore.explorer import explore
-from tests.explore.model import Bounds
 
 STATES_MAX = 60_000
-DEEP = os.environ.get("LAB_EXPLORE") == "deep"
 
 
 def drop_the_gate(patch: pytest.MonkeyPatch) -> None:
@@ -113,32 +112,78 @@ def close_without_the_alert(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SessionSet, "_release", release)
 
 
-CRASH, CLOSE, NOTHING = Bounds(crash=1), Bounds(close=1), Bounds()
+def replay_before_the_fence(patch: pytest.MonkeyPatch) -> None:
+    def start(self: Failover, path, *, now) -> None:
+        self._leave_fencing(path, now=now)
+
+    patch.setattr(Failover, "_start_fence", start)
+
+
+def fence_with_the_epoch_that_is_there_already(patch: pytest.MonkeyPatch) -> None:
+    real = Failover.request_fence
+
+    def request(self: Failover, path, *, now) -> None:
+        path.fence_target = path.pairing.partner_fence_epoch
+        real(self, path, now=now)
+
+    patch.setattr(Failover, "request_fence", request)
+
+
+def take_a_repeated_request_for_an_answer(patch: pytest.MonkeyPatch) -> None:
+    real = Failover.request_fence
+
+    def request(self: Failover, path, *, now) -> None:
+        if path.fence_attempts:
+            self._leave_fencing(path, now=now)
+        else:
+            real(self, path, now=now)
+
+    patch.setattr(Failover, "request_fence", request)
+
+
+def keep_the_sessions_without_a_path(patch: pytest.MonkeyPatch) -> None:
+    def lose_last(self: Failover, *, now) -> None:
+        for other in self._paths.paths:
+            other.hurry(now=now)
+
+    patch.setattr(Failover, "_lose_last", lose_last)
+
+
+def leave_the_work_on_the_lost_path(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SessionSet, "reroute", lambda self, lost, *, now: None)
+
+
+def forget_what_a_lost_path_may_still_bring(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Publisher, "on_path_anew", lambda self, path: False)
+
+
+CRASH, CLOSE, NOTHING = Bounds(crash=1, ready=True), Bounds(close=1, ready=True), Bounds()
+CUT = Bounds(paths=2, cut=1, ready=True)
+CUT_SLOWLY = Bounds(paths=2, cut=1, slow=1, ready=True)
 MUTANTS = {
     drop_the_gate: (NOTHING, "has never written that it has seen"),
     accept_a_flag_for_a_former_life: (CRASH, "has never written that it has seen"),
-    accept_a_flag_of_a_former_partner: (CRASH, "has never written that it has seen"),
+    accept_a_flag_of_a_former_partner: (Bounds(crash=1), "has never written that it has seen"),
     skip_write_1: (NOTHING, ""),
     skip_write_2: (NOTHING, "never become ready"),
     forget_epochs_at_a_reboot: (CRASH, "epoch"),
     take_records_of_former_incarnations: (CRASH, ""),
     alert_before_the_partner_is_told: (NOTHING, "has not told"),
-    follow_no_higher_epoch: (CRASH, "never become ready"),
+    follow_no_higher_epoch: (Bounds(crash=1), "never become ready"),
     keep_sessions_of_a_partner_that_rebooted: (CRASH, ""),
     propose_the_same_epoch_again: (CRASH, "epoch"),
-    break_without_an_alert: (CRASH, "while"),
-    close_without_the_alert: (CLOSE, "while"),
+    break_without_an_alert: (CRASH, ""),
+    close_without_the_alert: (CLOSE, ""),
+    replay_before_the_fence: (CUT, "still takes what path"),
+    fence_with_the_epoch_that_is_there_already: (CUT, "still takes what path"),
+    take_a_repeated_request_for_an_answer: (CUT_SLOWLY, "still takes what path"),
+    keep_the_sessions_without_a_path: (Bounds(cut=1, ready=True), ""),
+    leave_the_work_on_the_lost_path: (CUT, ""),
+    forget_what_a_lost_path_may_still_bring: (Bounds(break_=1, late=1), "never become ready"),
 }
 
 
-SLOW = () if DEEP else (take_records_of_former_incarnations,)
-"""Found after many states: they are for the nightly session."""
-
-
-CHOSEN = [mutant for mutant in MUTANTS if mutant not in SLOW]
-
-
-@pytest.mark.parametrize("mutant", CHOSEN, ids=lambda mutant: mutant.__name__)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_the_explorer_finds_each_mutant(monkeypatch, mutant):
     bounds, what = MUTANTS[mutant]
     mutant(monkeypatch)
