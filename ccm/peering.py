@@ -351,11 +351,12 @@ class Peering:
         for path in self.paths.paths:
             path.pairing.forget_partner()
             was_usable, was_fencing = path.usable, path.state is PathState.FENCING
-            path.take(Input.RESTARTED, now=now, reason=reason)
+            unconnected = path.relink_at is not None  # so there is nothing to begin the handshake on
+            path.take(Input.LOST_ALONE if unconnected else Input.RESTARTED, now=now, reason=reason)
             if was_usable:
                 self.out += [HoldPath(self.partner, path.index), NotePathDown(self.partner, path.index, reason)]
             self.failover.close_lanes(path)
-            if was_fencing:
+            if was_fencing or unconnected:
                 self.out.append(DisconnectPeer(self.partner, path.index))
 
     # exchange

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FAULTS = ("crash", "break_", "cut", "late", "slow", "close", "again", "replay", "vi")
-CRASH, BREAK, CUT, LATE, SLOW, CLOSE, AGAIN, REPLAY, VI = range(len(FAULTS))
+FAULTS = ("crash", "break_", "cut", "late", "slow", "close", "again", "replay", "vi", "mute")
+CRASH, BREAK, CUT, LATE, SLOW, CLOSE, AGAIN, REPLAY, VI, MUTE = range(len(FAULTS))
 FREE = -1
 """Cost of a step that is no fault."""
 
@@ -21,13 +21,15 @@ class Bounds:
     step. In all of them a connection that breaks does so after any of the requests, and their answers are lost.
 
     Faults: `crash` of a host; `break_` of a connection; `cut` of a cable, which each side notices in a step of its own;
+    `mute` of a cable, which nobody is told of (its connections break by and by, whether or not requests got through);
     `late`, a write that was under way on a connection that ended lands; `replay`, one that was executed lands once more
-    (both until the firmware has accepted a new connection of that path); `again`, a request is executed twice; `slow`, a
-    timer runs though something is under way for its node; `close`, a client closes; `vi`, a virtual interface fails.
+    (both until the firmware has accepted a new connection of that path); `again`, a request is executed twice; `slow`,
+    a timer runs though something is under way for its node; `close`, a client closes; `vi`, a virtual interface fails.
 
-    `ready`: it begins with both sides ready, not before the first boot. `chores`: making queue pairs takes a step. `moves`: work that moves to another path takes any time to get there.
-    `versions`: protocol versions that the incarnations of each node speak (the last one goes on). `movable`: whether
-    node 2 says that it takes messages which change their path.
+    `ready`: it begins with both sides ready, not before the first boot. `chores`: making queue pairs takes a step.
+    `moves`: work that moves to another path takes any time to get there. `versions`: protocol versions that the
+    incarnations of each node speak (the last one goes on). `movable`: whether node 2 says that it takes messages which
+    change their path.
     """
 
     paths: int = 1
@@ -40,6 +42,7 @@ class Bounds:
     again: int = 0
     replay: int = 0
     vi: int = 0
+    mute: int = 0
     grain: int = 0
     ready: bool = False
     chores: bool = False

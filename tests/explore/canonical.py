@@ -138,9 +138,7 @@ def own_sequences(node: Node) -> set[tuple[Slot, int]]:
     if node.manager is not None:
         peering = node.peering
         found |= {((int(RecordKind.SEEN), path.index), path.seen_sequence) for path in peering.paths.paths}
-        found |= {
-            ((int(kind), index), entry.sequence) for (kind, index), entry in peering.publisher._entries.items()
-        }
+        found |= {((int(kind), index), entry.sequence) for (kind, index), entry in peering.publisher._entries.items()}
     return found
 
 

@@ -12,9 +12,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from tests.explore.bounds import FREE, Bounds
-from tests.explore.model import STRIDE, Label, Model, State
+from tests.explore.model import MUTED, STRIDE, Label, Model, State
 
-NODES = ("both", "1", "2")
 _BITS = 32
 
 
@@ -32,8 +31,10 @@ class Finding:
 def describe(step: Label) -> str:
     """A step in words."""
     what, node, place = step
+    if not node:
+        return f"{what}, path {place % MUTED}"
     number, path = divmod(place, STRIDE) if place >= 0 else (0, place)
-    words = f"{what}, node {NODES[node]}" + (f", path {path}" if path >= 0 else "")
+    words = f"{what}, node {node}" + (f", path {path}" if path >= 0 else "")
     if not number:
         return words
     return words + (f", write {number}" if what == "replay" else f", after {number} more requests were executed")
@@ -139,8 +140,8 @@ def explore(bounds: Bounds, states_max: int = 1_000_000) -> Explored:
 
 
 def _pack(state: State) -> int:
-    budget, cut, first, second = state
-    return ((budget << 8 | cut) << _BITS | first) << _BITS | second
+    budget, cables, first, second = state
+    return ((budget << 16 | cables) << _BITS | first) << _BITS | second
 
 
 def way(found: Explored, state: int) -> list[Label]:

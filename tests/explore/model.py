@@ -17,13 +17,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tests.explore.bounds import AGAIN, BREAK, CLOSE, CRASH, CUT, FREE, LATE, REPLAY, SLOW, VI, Bounds
+from tests.explore.bounds import AGAIN, BREAK, CLOSE, CRASH, CUT, FREE, LATE, MUTE, REPLAY, SLOW, VI, Bounds
 from tests.explore.canonical import number_anew
 from tests.explore.node import Node, Violation
-from tests.explore.sides import Facts, Question, Request, Side, Sides
+from tests.explore.sides import Facts, Request, Side, Sides
 
 STRIDE = 16
-"""The place of a step is path + STRIDE x number of requests that are still executed (break), or of the write (replay)."""
+"""The place of a step is path + STRIDE x number of requests still executed (break), or number of the write (replay)."""
 
 HEALING_STEPS_MAX = 3_000
 """From any state both sides must be ready after so many steps without a fault, in whatever order they come."""
@@ -31,7 +31,9 @@ HEALING_STEPS_MAX = 3_000
 Label = tuple[str, int, int]
 """A step: what, at which node (0: neither), on which path (or which virtual interface)."""
 State = tuple[int, int, int, int]
-"""Budget, bit set of cut cables, side of node 1, side of node 2: all by number."""
+"""Budget, bit set of cut cables (and, above MUTED, of silent ones), side of node 1, side of node 2: all by number."""
+MUTED = 8
+ALL = (1 << MUTED) - 1
 
 
 class Model:
@@ -72,6 +74,9 @@ class Model:
         a, b = first.readiness, second.readiness
         if a is None or b is None or state[1] or a[0] != b[0]:
             return False
+        links = (link for side in state[2:] for link in self.sides.sides[side].links)
+        if not all(link is not None and link.connected and not link.broken for link in links):
+            return False
         if (a[1], b[1]) != (second.incarnation, first.incarnation):
             return False
         return all(
@@ -93,39 +98,41 @@ class Model:
 
     def steps(self, state: State) -> Iterator[tuple[Label, int]]:
         """Each step with the index of the budget that it costs; FREE for none."""
-        left, cut = self._budgets[state[0]], state[1]
+        left, cables = self._budgets[state[0]], state[1]
         for side in state[2:]:
-            steps = self._listed.get((side, cut))
+            steps = self._listed.get((side, cables))
             if steps is None:
-                steps = self._listed[side, cut] = list(self._side_steps(side, cut))
+                steps = self._listed[side, cables] = list(self._side_steps(side, cables))
             for step in steps:
                 if step[1] < 0 or left[step[1]]:
                     yield step
         for path in range(self.bounds.paths):
-            if cut >> path & 1:
-                yield ("restore", 0, path), FREE
-            elif left[CUT]:
-                yield ("cut", 0, path), CUT
+            for what, back, bit, cost in (("cut", "restore", path, CUT), ("mute", "speak", path + MUTED, MUTE)):
+                if cables >> bit & 1:
+                    yield (back, 0, bit), FREE
+                elif left[cost]:
+                    yield (what, 0, bit), cost
 
-    def _side_steps(self, number: int, cut: int) -> Iterator[tuple[Label, int]]:
+    def _side_steps(self, number: int, cables: int) -> Iterator[tuple[Label, int]]:
         side = self.sides.sides[number]
         facts = self.sides.facts[side.node]
         who = facts.number
         if not facts.alive:
             yield ("boot", who, -1), FREE
         else:
-            yield from self._host_steps(side, facts, cut)
+            yield from self._host_steps(side, facts, cables)
         for path, link in enumerate(side.links):
-            if link is None or cut >> path & 1 or link.broken:
+            if link is None or link.broken or cables >> path & 1:
                 continue
-            if link.requests:
+            muted = cables >> MUTED + path & 1
+            if link.requests and not muted:
                 yield ("execute", who, path), FREE
                 yield ("again", who, path), AGAIN
-            if link.answers and facts.alive:
+            if link.answers and facts.alive and not muted:
                 yield ("answer", who, path), FREE
             if (link.requests or link.answers) and facts.alive:
                 for executed in range(1 if self.bounds.grain == 2 else len(link.requests) + 1):
-                    yield ("break", who, path + executed * STRIDE), BREAK
+                    yield ("break", who, path + executed * STRIDE), FREE if muted else BREAK
         for path, writes in enumerate(side.adrift):
             if writes:
                 yield ("late", who, path), LATE
@@ -134,7 +141,7 @@ class Model:
                 for place in range(len(side.past[path])):
                     yield ("replay", who, path + place * STRIDE), REPLAY
 
-    def _host_steps(self, side: Side, facts: Facts, cut: int) -> Iterator[tuple[Label, int]]:
+    def _host_steps(self, side: Side, facts: Facts, cables: int) -> Iterator[tuple[Label, int]]:
         who = facts.number
         if side.unread:
             yield ("look", who, -1), FREE
@@ -144,12 +151,12 @@ class Model:
             yield ("chore", who, -1), FREE
         for vi in facts.moves:
             yield ("moved", who, vi), FREE
-        changed = side.down ^ cut
+        changed = side.down ^ cables & ALL
         for path in range(self.bounds.paths):
             if changed >> path & 1:
                 yield ("carrier", who, path), FREE
         busy = bool(side.unread or side.news or facts.has_chores or changed) or any(
-            link is not None and (link.requests or link.answers) and not cut >> path & 1
+            link is not None and (link.requests or link.answers) and not (cables | cables >> MUTED) >> path & 1
             for path, link in enumerate(side.links)
         )
         for timer in facts.timers:
@@ -169,7 +176,7 @@ class Model:
         if what in _OWN:
             step.mine(*_OWN[what](place, state))
         elif who == 0:
-            step.cut ^= 1 << place
+            step.cables ^= 1 << place
         else:
             _CROSSING[what](step, place)
         left = self._budgets[state[0]]
@@ -177,7 +184,7 @@ class Model:
             left = tuple(each - (index == cost) for index, each in enumerate(left))
         step.forget(late=not left[LATE], past=not left[REPLAY])
         step.check()
-        return (self._budget(left), step.cut, *self._numbered_anew(*step.sides))
+        return (self._budget(left), step.cables, *self._numbered_anew(*step.sides))
 
     def _budget(self, left: tuple[int, ...]) -> int:
         number = self._budget_numbers.setdefault(left, len(self._budgets))
@@ -207,7 +214,7 @@ class Taking:
     def __init__(self, model: Model, state: State, who: int) -> None:
         self._all = model.sides
         self._grain = model.bounds.grain
-        self.cut = state[1]
+        self.cables = state[1]
         self.sides = list(state[2:])
         self._me, self._other = who - 1, 2 - who
 
@@ -315,7 +322,7 @@ class Taking:
 
 
 _OWN: dict[str, Any] = {
-    "boot": lambda place, state: ("boot", state[1]),
+    "boot": lambda place, state: ("boot", state[1] & ALL),
     "crash": lambda place, state: ("crash",),
     "look": lambda place, state: ("look",),
     "notice": lambda place, state: ("notice",),

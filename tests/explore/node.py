@@ -18,6 +18,7 @@ from ccm.exchange import Info, Record, RecordKind, Seen, Sessions, ViAddress
 from ccm.handshake import Step
 from ccm.manager import Manager
 from ccm.needs import Needs, client_key
+from ccm.path import PathState
 from ccm.peerinfo import Capability
 from ccm.peering import PartnerConfig, Peering
 from ccm.reasons import Reason
@@ -306,9 +307,7 @@ class Node:
             self.seen = {flag for flag in self.seen if flag[2] >= pair[1]} | {(record.index, *pair)}
         elif isinstance(record.body, Sessions):
             ready = {
-                (entry.epoch, *pair, record.body.digest)
-                for entry in record.body.entries
-                if entry.phase == Phase.READY
+                (entry.epoch, *pair, record.body.digest) for entry in record.body.entries if entry.phase == Phase.READY
             }
             # Who read of an incarnation that is over is over too.
             self.told = {told for told in self.told if told[2] >= pair[1]} | ready
@@ -406,8 +405,9 @@ class Node:
             idle = session.state in (SessionState.CLOSED, SessionState.WAITING)
             if idle and self.lanes and not self.chores:
                 raise Violation(f"session of node {self.number} is {session.state.name} and has queue pairs")
-            if (session.state is SessionState.READY) is not bool(self.open_epoch) and session.state < SessionState.CLOSING:
-                raise Violation(f"session of node {self.number} is {session.state.name}, epoch {self.open_epoch} is open")
+            alerted = session.state is SessionState.READY
+            if alerted is not bool(self.open_epoch) and session.state is not SessionState.CLOSING:
+                raise Violation(f"node {self.number}: session {session.state.name}, epoch {self.open_epoch} is open")
             lost = [vi for vi, (path, _) in self.routes.items() if path not in self.lanes]
             if session.state is SessionState.READY and lost and not session.stranded and not self.chores:
                 raise Violation(f"node {self.number} posts work of VIs {lost} on paths that have no queue pairs")
@@ -430,7 +430,7 @@ class Node:
         [session] = peering.sessions.sessions.values()
         for path in peering.paths.paths:
             lanes = self.lanes.get(path.index)
-            usable = path.usable and path.pairing.lane_usable(session.client, session.epoch)
+            usable = path.state is PathState.UP and path.pairing.lane_usable(session.client, session.epoch)
             if not usable or lanes is None or lanes.epoch != self.open_epoch:
                 return None
         if session.state is not SessionState.READY or session.stranded or set(self.routes) != set(session.routes):

@@ -97,8 +97,8 @@ class Sides:
     def begin(self, number: int) -> int:
         """The side of node `number` before its first boot."""
         nothing = ((),) * self.bounds.paths
-        links = (None,) * self.bounds.paths
-        return self.keep(Side(self._keep_node(Node(number, self.bounds, self.catalogue)), links, (), frozenset(), (), nothing, nothing, 0))
+        node = self._keep_node(Node(number, self.bounds, self.catalogue))
+        return self.keep(Side(node, (None,) * self.bounds.paths, (), frozenset(), (), nothing, nothing, 0))
 
     def facts_of(self, side: int) -> Facts:
         """What is known of its node."""
@@ -241,17 +241,21 @@ class Work:
 
     def give(self, *inputs: Input) -> None:
         """Inputs of the node, in order, with all events that follow at once."""
-        self.node, outputs = self._sides.take(self.node, inputs, tuple(sorted(self.inbox.values())))
-        for output in outputs:
-            self._carry_out(*output)
+        while inputs:
+            self.node, outputs = self._sides.take(self.node, inputs, tuple(sorted(self.inbox.values())))
+            self._refused: list[Input] = []
+            for output in outputs:
+                self._carry_out(*output)
+            inputs = tuple(self._refused)
 
     def _carry_out(self, what: str, *rest: Any) -> None:
         if what == "request":
             path, request = rest
             link = self.links[path]
-            if link is None:
-                if request[0] != "write":
-                    raise Violation(f"{request} on path {path}, which has no connection")
+            if link is None and request[0] != "write":
+                raise Violation(f"{request} on path {path}, which has no connection")
+            if link is None or (not link.connected and not link.broken):
+                self._refused.append(("lost", path))
             elif not link.broken:
                 self.links[path] = link._replace(requests=(*link.requests, request))
         elif what == "connect":

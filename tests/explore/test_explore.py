@@ -1,7 +1,7 @@
 """All that can happen to two managers within bounds: nothing wrong is reached, and from everywhere both become ready.
 
 CI takes the worlds of QUICK, `nox -s nightly` (LAB_EXPLORE=deep) those of NIGHTLY too. The number of states is printed
-(`pytest -s`). What each world stands for is in docs/explored-worlds.md.
+(`pytest -s`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ccm.exchange import RecordKind
 from ccm.session import Phase
 from tests.explore.bounds import CRASH, FREE, LATE, Bounds
 from tests.explore.explorer import explore
-from tests.explore.model import Model, State
+from tests.explore.model import MUTED, Model, State
 from tests.explore.walker import heal, walk_many
 from tests.explore.worlds import NIGHTLY, QUICK, STATES_MAX, WALKS
 
@@ -98,4 +98,24 @@ def test_a_write_of_a_former_incarnation_that_lands_late_is_written_over_again()
     while model.side(state, 2).adrift[0]:
         state = model.take(state, ("late", 2, 0), LATE)
     assert told_in_inbox(state)[0] == 1, "the old write is on top, and nobody has read the new one"
+    heal(model, state, 1)
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["after", "before"])
+def test_a_connection_made_anew_that_fails_about_when_the_partner_reboots_is_tried_again(refused):
+    """Path 0 falls silent, and node 2 makes its connection anew; node 1 reboots, of which node 2 reads over path 1, and
+    begins the handshakes anew. Just before or after that the attempt on path 0 fails. The handshake there waited for
+    ever for the answer of a connection that there was not: until node 1 rebooted again.
+    """
+    model = Model(Bounds(paths=2, crash=1, mute=1, ready=True))
+    state = model.first
+    reboot = [("crash", 1, -1), ("boot", 1, -1), ("timer", 2, 1), ("execute", 2, 1)]
+    failure = [("break", 2, 0)]
+    for label in (
+        ("mute", 0, MUTED), ("timer", 2, 0), ("break", 2, 0),
+        *((*failure, *reboot) if refused else (*reboot, *failure)), ("speak", 0, MUTED),
+    ):  # fmt: skip
+        cost = dict(model.steps(state)).get(label)
+        if cost is not None:  # nothing is made anew any more
+            state = model.take(state, label, cost)
     heal(model, state, 1)

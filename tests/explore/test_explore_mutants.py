@@ -1,8 +1,11 @@
-"""What holds handshake, sessions, fence and replay together, taken out by hand: the explorer finds it, with the shortest way there."""
+"""What holds handshake, sessions, fence and replay together, taken out by hand: the explorer finds it, with the
+shortest way there.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+
 import pytest
 
 from ccm import handshake as handshakes
