@@ -21,6 +21,7 @@ from tests.explore.node import FRESH, Node, Slot
 
 ARMED = {
     "close_by", "fence_retry_at", "poll_at", "probe_at", "rebalance_at", "relink_at", "retry_at", "stranded_by",
+    "mend_by", "refused_until",
 }  # fmt: skip
 """Instants: None or not is what counts."""
 DROPPED = {
@@ -28,6 +29,7 @@ DROPPED = {
     "since", "up_since", "connect_by", "retry_ns", "hold_down_ns", "rtt_ns", "_answered", "_base_at", "_busy_until",
     "_budget", "_rate", "budget", "_window_at", "_worst_before_ns", "_worst_ns", "_shaken_until", "last_life_at",
     "next_probe_at", "_told_at", "_expected_at", "_looks_at", "_excused_until", "settings", "_settings",
+    "refused_ns",
     # only for people
     "reason", "losses", "last_loss", "readies", "breaks", "last_error", "refused", "last_refusal", "steps_taken",
     # the source of sequence numbers, which are numbered anew; constants; links back
@@ -66,7 +68,7 @@ class Canon:
             *(path.alarm_at() is not None for path in paths), _evidence(paths),
             tuple(sorted(peering._sequences.items())), peering.partner_incarnation, peering.partner_stage,
             *map(value, paths), value(peering.publisher), value(peering.sessions), value(peering.settling.agreement),
-            peering.settling.rebalance_at is not None, peering.failover._fence_number,
+            peering.settling.rebalance_at is not None, peering.failover.fence_number,
         )  # fmt: skip
 
     def _value(self, value: Any) -> object:
@@ -93,6 +95,8 @@ class Canon:
         parts: list[object] = [kind.__name__]
         for name, armed in fields:
             held = getattr(value, name)
+            if name == "mended":
+                held = len(held)
             parts.append(held is not None if armed else held if type(held) in _PLAIN else self._value(held))
         return tuple(parts)
 

@@ -37,6 +37,8 @@ def describe(step: Label) -> str:
     words = f"{what}, node {node}" + (f", path {path}" if path >= 0 else "")
     if not number:
         return words
+    if what == "vi":
+        return words + ", new queue pairs may do better"
     return words + (f", write {number}" if what == "replay" else f", after {number} more requests were executed")
 
 

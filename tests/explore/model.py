@@ -167,6 +167,7 @@ class Model:
             yield ("close", who, -1), CLOSE
         for path in facts.lanes:
             yield ("vi", who, path), VI
+            yield ("vi", who, path + STRIDE), VI
         yield ("crash", who, -1), CRASH
 
     def take(self, state: State, label: Label, cost: int) -> State:
@@ -332,7 +333,7 @@ _OWN: dict[str, Any] = {
     "open": lambda place, state: ("give", ("open",)),
     "close": lambda place, state: ("give", ("close",)),
     "moved": lambda place, state: ("give", ("moved", place)),
-    "vi": lambda place, state: ("give", ("vi", place)),
+    "vi": lambda place, state: ("give", ("vi", place % STRIDE, place >= STRIDE)),
 }
 """Steps of one side alone."""
 _CROSSING: dict[str, Any] = {

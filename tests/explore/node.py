@@ -225,7 +225,7 @@ class Node:
                         setattr(clocks, name, Instant(getattr(clocks, name) + by))
         elif place == len(paths):
             for session in peering.sessions.sessions.values():
-                for name in ("close_by", "stranded_by"):
+                for name in ("close_by", "mend_by", "refused_until", "stranded_by"):
                     if getattr(session, name) is not None:
                         setattr(session, name, Instant(getattr(session, name) + by))
         else:
@@ -256,10 +256,10 @@ class Node:
         [session] = self.peering.sessions.sessions.values()
         self._give(ev.Moved(self.partner, session.client, session.epoch, vi, path))
 
-    def fail_vi(self, path: int) -> None:
+    def fail_vi(self, path: int, mendable: bool) -> None:
         """A request on the client's virtual interface ends in error."""
-        lanes = self.lanes[path]
-        self._give(ev.ViFailed(self.partner, path, client_key(CLIENT), lanes.epoch, False, "RNR_RETRY_EXC_ERR"))
+        epoch = self.lanes[path].epoch
+        self._give(ev.ViFailed(self.partner, path, client_key(CLIENT), epoch, False, "RNR_RETRY_EXC_ERR", mendable))
 
     # actions
 
@@ -409,7 +409,11 @@ class Node:
             if alerted is not bool(self.open_epoch) and session.state is not SessionState.CLOSING:
                 raise Violation(f"node {self.number}: session {session.state.name}, epoch {self.open_epoch} is open")
             lost = [vi for vi, (path, _) in self.routes.items() if path not in self.lanes]
-            if session.state is SessionState.READY and lost and not session.stranded and not self.chores:
+            if (
+                session.state is SessionState.READY
+                and lost
+                and not (session.stranded or session.mending or self.chores)
+            ):
                 raise Violation(f"node {self.number} posts work of VIs {lost} on paths that have no queue pairs")
 
     def flags_needed(self) -> frozenset[tuple[int, int, int]]:
