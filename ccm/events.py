@@ -170,6 +170,14 @@ class DoubleRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class VersionRefused:
+    """Our firmware refused the partner, which speaks another version of the well-known service."""
+
+    partner: int
+    path: int
+
+
+@dataclass(frozen=True, slots=True)
 class LifeSeen:
     """A request on a virtual interface of `path` completed successfully at `at` or later."""
 
@@ -270,6 +278,7 @@ class ClientClosed:
 Event = (
     CarrierLost | CarrierFound | PartnerAdded | PartnerRemoved
     | PeerConnected | PeerRefused | PeerLost | StatusRead | StatusUnreadable | SeenRead
-    | RecordWritten | RecordArrived | RecordRefused | FenceAnswered | FencedByPartner | DoubleRefused | LifeSeen
+    | RecordWritten | RecordArrived | RecordRefused | FenceAnswered | FencedByPartner | DoubleRefused
+    | VersionRefused | LifeSeen
     | LanesOpened | LanesConnected | LanesFailed | ViFailed | Moved | PathAvoided | ClientOpened | ClientClosed
 )  # fmt: skip

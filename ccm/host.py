@@ -17,6 +17,7 @@ from ccm.clients.failover_monitor import FailoverMonitor
 from ccm.clients.nvram_mirror import NvramMirror
 from ccm.driver import Driver, DriverConfig, Log, PathConfig
 from ccm.history import HistoryWriter, Kind
+from ccm.peerinfo import OWN_VERSIONS
 from ccm.settings import Settings
 from ccm.workload import Workload, WorkloadError
 from emul.clock import MILLISECOND, Instant
@@ -217,7 +218,10 @@ class Host:
         }
         key = str(self._config["cluster_key"]).encode()
         accepted = tuple(str(other).encode() for other in self._config.get("cluster_keys_accepted", ()))
-        return DriverConfig(self.node_id, self.name, key, partners, self._ids, accepted, self._settings)
+        least, most = self._config.get("versions") or OWN_VERSIONS
+        return DriverConfig(
+            self.node_id, self.name, key, partners, self._ids, accepted, self._settings, (int(least), int(most))
+        )
 
     def _note_lateness(self, now: Instant) -> bool:
         """Whether the loop was held up past a deadline."""

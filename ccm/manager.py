@@ -163,6 +163,7 @@ def _handlers(peering: Peering) -> dict[type, Callable[..., None]]:
         ev.FenceAnswered: peering.failover.on_fence_answered,
         ev.FencedByPartner: peering.on_fenced_by_partner,
         ev.DoubleRefused: peering.on_double,
+        ev.VersionRefused: peering.on_version_refused,
         ev.LifeSeen: peering.on_life,
         ev.LanesOpened: peering.settling.on_lanes_opened,
         ev.LanesConnected: peering.settling.on_lanes_connected,

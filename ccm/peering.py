@@ -456,6 +456,11 @@ class Peering:
         text = f"another node called as node {self.partner} on path {event.path}"
         self.settling.refuse(event.path, Reason.DUPLICATE_IDENTITY, text)
 
+    def on_version_refused(self, event: ev.VersionRefused, *, now: Instant) -> None:
+        """Our card refuses the partner: it knows why, and so must the people on this side."""
+        text = f"our card's firmware speaks another version of the well-known service than {self.partner_name}"
+        self.settling.refuse(event.path, Reason.NO_COMMON_VERSION, text)
+
     def on_vi_failed(self, event: ev.ViFailed, *, now: Instant) -> None:
         """A virtual interface failed: with its path, or alone; then its session's queue pairs there are made anew, and
         where that doesn't help the session breaks.

@@ -636,6 +636,10 @@ class Adapter:
         """Card."""
         return self._qps
 
+    def partner_links(self) -> list[FirmwareLink]:
+        """The firmware's ends of partners' well-known connections, those that have not proven themselves too."""
+        return list(self._links.values())
+
     def role_of(self, number: int) -> str:
         """Card."""
         if number in self._links:

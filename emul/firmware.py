@@ -206,6 +206,7 @@ class Firmware:
         if request.version != version:
             if self.old_version is not None:
                 self._on_old()
+            self.events.append(AsyncEvent(EventType.VERSION_REFUSED, fence_slot(request.node_id, request.path)))
             return self._refuse(RejectReason.CONSUMER, VersionRefusal(version).emit())
         if self._is_double(request, source):
             self.events.append(AsyncEvent(EventType.IDENTITY_REFUSED, fence_slot(request.node_id, request.path)))

@@ -185,6 +185,8 @@ class EventType(IntEnum):
     """A partner raised a fence through this node's firmware: `element` is the fence slot."""
     IDENTITY_REFUSED = 0x102
     """Somebody else called by the name of a connected partner, and was refused: `element` is the fence slot."""
+    VERSION_REFUSED = 0x103
+    """A caller speaks another version of the well-known service, and was refused: `element` is the fence slot."""
 
 
 @dataclass(frozen=True, slots=True)

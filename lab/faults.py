@@ -98,6 +98,24 @@ _FAULTS = (
         "the sender of the frame gets a forged NAK (sequence error) for its PSN",
         undone=False,
     ),
+    Fault(
+        "frame.spoof_source",
+        Target.FRAME,
+        "after a write comes another to the same place, with its key and the next PSN, from a stranger's address",
+        undone=False,
+    ),
+    Fault(
+        "frame.rkey_guess",
+        Target.FRAME,
+        "after a write comes another to the same place, from the same address with the next PSN, with a guessed key",
+        undone=False,
+    ),
+    Fault(
+        "frame.psn_jump",
+        Target.FRAME,
+        "after a write comes another to the same place, from the same address with its key, with a guessed PSN",
+        undone=False,
+    ),
     Fault("host.crash", Target.NODE, "the host process is killed; undone, it boots again"),
     Fault("host.pause", Target.NODE, "the host process is stopped (SIGSTOP); undone, it goes on"),
     Fault(
@@ -127,6 +145,19 @@ _FAULTS = (
         undone=False,
     ),
     Fault("adapter.port_up", Target.PORT, "a port that adapter.port_down switched off comes up again", undone=False),
+    Fault(
+        "operator.version_skew",
+        Target.NODE,
+        "the node's host is started anew with software that speaks other versions of the managers' protocol",
+        parameters=(Parameter("version", ParameterKind.NUMBER, "the only one that it speaks", True, (), 1, 1000),),
+        worlds=("sim",),
+    ),
+    Fault(
+        "operator.wrong_key",
+        Target.NODE,
+        "the node is switched off and on with another cluster key in its cards and its host",
+        worlds=("sim",),
+    ),
     *(_in_adapter(kind) for kind in KINDS.values()),
 )
 HARDWARE_FAULTS = {f"adapter.{name}": name for name in KINDS}

@@ -25,6 +25,9 @@ FRAME_ACTIONS: Mapping[str, str] = {
     "cable.corrupt": "corrupt",
     "cable.duplicate": "duplicate",
     "frame.nak_sequence": "forge_nak_sequence",
+    "frame.spoof_source": "stranger_source",
+    "frame.rkey_guess": "stranger_rkey",
+    "frame.psn_jump": "stranger_psn",
 }
 """Faults that a rule of the injector does, and the rule's action."""
 

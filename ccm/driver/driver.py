@@ -85,9 +85,9 @@ class Driver:
         known_epoch = node_memory.session_epoch
         who = (config.node_id, config.name, incarnation, partners, known_epoch)
         self.manager = (
-            Manager(*who, settings=config.settings, now=now)
+            Manager(*who, config.versions, config.settings, now=now)
             if journal is None
-            else JournalledManager(*who, settings=config.settings, now=now, write=journal)
+            else JournalledManager(*who, config.versions, config.settings, now=now, write=journal)
         )
 
     # turns
@@ -365,6 +365,10 @@ class Driver:
             partner, path = divmod(event.element, PATHS_MAX)
             if partner in self._wiring.partners:
                 self._wiring.tell(ev.DoubleRefused(partner, path))
+        elif kind is EventType.VERSION_REFUSED:
+            partner, path = divmod(event.element, PATHS_MAX)
+            if partner in self._wiring.partners:
+                self._wiring.tell(ev.VersionRefused(partner, path))
         elif kind is EventType.CQ_ERR:
             # Nothing more will ever complete there, and all queue pairs to come would use it too.
             self._wiring.log("cq.lost", {"adapter": index})

@@ -13,6 +13,7 @@ from ccm.client import Client, Partner, Region
 from ccm.driver.chores import Chores
 from ccm.history import HistoryWriter, Kind
 from ccm.needs import Needs, NeedsError, client_key
+from ccm.peerinfo import OWN_VERSIONS, Versions
 from ccm.settings import DEFAULTS, Settings
 from emul.clock import MILLISECOND, Instant
 from emul.errors import DeviceGone, RDMAError
@@ -50,6 +51,8 @@ class DriverConfig:
     also_accepted: tuple[bytes, ...] = ()
     """Further cluster keys that partners may prove themselves with, while the cluster changes its key."""
     settings: Settings = DEFAULTS
+    versions: Versions = OWN_VERSIONS
+    """Of the managers' protocol that this node speaks: (least, most)."""
 
 
 class Wiring:

@@ -108,11 +108,19 @@ class Facts(Protocol):
     def sent(self, vi: HeldVi) -> int:
         """Its next PSN."""
 
+    def strangers_marks(self) -> Sequence[str]:
+        """For each frame of a stranger since this was last asked: where its mark was found in memory, or nothing."""
+
+    def fresh_links(self) -> Sequence[tuple[int, str]]:
+        """For each well-known connection of somebody with another key since this was last asked, and each attempt at
+        one: the node whose firmware was called, and what it opened to the caller, or nothing.
+        """
+
     def awake_since(self, node: int) -> int | None:
         """Since when the node's host runs; None: it is down or stopped."""
 
-    def calm_since(self) -> int | None:
-        """Since when no fault is on anywhere; None: one is."""
+    def calm_since(self, *, but_versions: bool = False) -> int | None:
+        """Since when no fault is on anywhere (but those of versions, where that is said); None: one is."""
 
 
 @dataclass(slots=True)
@@ -147,6 +155,7 @@ class HoldingChecks:
         self._versions = Findings("versions.first")
         self._left = Findings("close.leaves_nothing")
         self._mismatch = Findings("mismatch.told_to_both")
+        self._strangers = Findings("strangers.shut_out")
         self._whole = Findings("streams.whole")
         self._shares = Findings("load.shared")
         self._known: dict[Session, dict[tuple[int, int, int], HeldLanes]] = {}
@@ -186,6 +195,7 @@ class HoldingChecks:
             self._versions.result(f"{self._versions.exercised} virtual interfaces, each after its version"),
             self._left.result(f"{self._left.exercised} things that were closed were gone"),
             self._mismatch.result(f"{self._mismatch.exercised} refusals, both sides knew why"),
+            self._strangers.result(f"{self._strangers.exercised} attempts of strangers changed and opened nothing"),
             self._whole.result(f"{self._whole.exercised} routes, nothing was left on another"),
             self._shares.result(f"{self._shares.exercised} windows with even shares"),
         ]
@@ -210,6 +220,7 @@ class HoldingChecks:
         self._look_at_debts(now)
         self._look_for_strays(now)
         self._look_at_refusals(now)
+        self._look_for_strangers(now)
         if now - self._window_at >= LOAD_WINDOW_NS:
             self._window_at = now
             for (node, partner), load in self._loads.items():
@@ -374,13 +385,27 @@ class HoldingChecks:
 
     def _look_at_refusals(self, now: int) -> None:
         for (node, partner), since in list(self._unanswered.items()):
-            moments = [self._facts.awake_since(node), self._facts.awake_since(partner), self._facts.calm_since()]
+            moments = [
+                self._facts.awake_since(node),
+                self._facts.awake_since(partner),
+                self._facts.calm_since(but_versions=True),
+            ]
             known = [moment for moment in moments if moment is not None]
             if len(known) == len(moments) and now - max(since, *known) > REFUSAL_BOUND_NS:
                 del self._unanswered[node, partner]
                 self._mismatch.looked()
                 text = "its partner refuses it for its version, and it does not know"
                 self._mismatch.problem(self._text(now, node, partner, text))
+
+    def _look_for_strangers(self, now: int) -> None:
+        for text in self._facts.strangers_marks():
+            self._strangers.looked()
+            if text:
+                self._strangers.problem(f"{text} at {_ms(now)}")
+        for node, text in self._facts.fresh_links():
+            self._strangers.looked()
+            if text:
+                self._strangers.problem(f"{self._name(node)} at {_ms(now)}: {text}")
 
     # -- streams and shares -------------------------------------------------------------------------------------------
 

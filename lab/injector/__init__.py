@@ -18,7 +18,8 @@ concerns gives one Output, itself. `core.directions(rule)` gives the set of (cab
 pass through the core for the rule to work: the driver diverts those and leaves the others alone.
 
 A rule as JSON (all but "action" optional; an unknown key is an error):
-    {"action": "drop" | "corrupt" | "duplicate" | "observe" | "forge_nak_sequence",
+    {"action": "drop" | "corrupt" | "duplicate" | "observe" | "forge_nak_sequence"
+        | "stranger_source" | "stranger_rkey" | "stranger_psn",
      "cables": [name, ...],    # default: each cable that ends at a node, counted where the frame enters the fabric
      "source": node, "target": node,     # by the frame's IPv4 addresses; frames without (ARP): by the cable's ends
      "opcode": "RDMA_WRITE_LAST" ...     # an opcode; or "SEND", "RDMA_WRITE", "RDMA_READ": the first packet of such a
@@ -30,6 +31,7 @@ A rule as JSON (all but "action" optional; an unknown key is an error):
      "probability": p,         # chance of each match from the nth on, drawn from the seed
      "bit": n,                 # corrupt: which bit of the frame, counted from its first byte's highest; default: drawn
      "note": text}             # repeated in events
+"stranger_..." passes the frame and sends a write of a stranger after it (`strangers`).
 "observe" passes the frame and tells (a trigger). "forge_nak_sequence" passes the frame too, and sends its sender a NAK
 with a sequence error for the frame's PSN: scapy-built, valid ICRC. The sender's queue pair number stands in no request;
 the core learns it from the acknowledgements it sees, so both directions are diverted, and the rule acts on the first

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from emul.wire.frame import ETHERTYPE_ARP, ETHERTYPE_IPV4, ROCE_UDP_PORT, TRANSPORT_OFFSET
 from emul.wire.headers import Opcode
 from emul.wire.mad import Attribute
+from lab.injector.strangers import STRANGERS
 
 RULES_MAX = 1024
 EVENTS_MAX = 4096
@@ -24,7 +25,7 @@ REQUESTS_REMEMBERED_MAX = 4096
 """Request packets remembered until their acknowledgement tells the sender's queue pair; the oldest go first."""
 PAIRS_REMEMBERED_MAX = 4096
 
-ACTIONS = ("drop", "corrupt", "duplicate", "observe", "forge_nak_sequence")
+ACTIONS = ("drop", "corrupt", "duplicate", "observe", "forge_nak_sequence", *STRANGERS)
 FORGING = frozenset({"forge_nak_sequence"})
 GROUPS: dict[str, frozenset[int]] = {
     "SEND": frozenset({Opcode.SEND_FIRST, Opcode.SEND_ONLY, Opcode.SEND_ONLY_WITH_IMMEDIATE}),
@@ -288,7 +289,7 @@ class InjectorCore:
         sight = Sight.of(frame)
         if self._learns:
             self._learning.on_frame(sight, frame)
-        passing, copies, back = frame, 1, []
+        passing, copies, back, forth = frame, 1, [], []
         for armed in list(self._armed.values()):
             if not self._concerns(armed.rule, sight, len(frame), cable, source, towards):
                 continue
@@ -301,6 +302,11 @@ class InjectorCore:
                 if forged is None:
                     continue
                 back.append(forged)
+            elif action in STRANGERS:
+                strange = STRANGERS[action](frame, armed.chance)
+                if strange is None:
+                    continue
+                forth.append(strange)
             elif action == "drop":
                 copies = 0
             elif action == "duplicate":
@@ -310,7 +316,8 @@ class InjectorCore:
             armed.fired += 1
             self._note(armed, cable, source, sight, frame, now)
         outputs = [Output(cable, source, forged, now) for forged in back]
-        return outputs + [Output(cable, towards, passing, now)] * copies
+        outputs += [Output(cable, towards, passing, now)] * copies
+        return outputs + [Output(cable, towards, strange, now) for strange in forth]
 
     def counts(self) -> dict[int, int]:
         """How often each rule acted, those disarmed too."""

@@ -48,7 +48,7 @@ class SimAdapter:
         self.card: Adapter | None = None
         """None while the adapter is dead."""
         key, *accepted = (each.encode() for each in cluster_keys)
-        self._identity = Identity(node_id, port.index, key, tuple(accepted))
+        self._own_identity = self._identity = Identity(node_id, port.index, key, tuple(accepted))
         self._node_memory = node_memory
         self._scheduler = scheduler
         self._rng = rng
@@ -84,6 +84,17 @@ class SimAdapter:
         self._node_memory.set_adapter_alive(self.port.index, True)
         self.card.on_carrier(self._carrier())
         self._expect_next()
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """What it proves itself with, and what else it accepts."""
+        return (self._identity.cluster_key, *self._identity.also_accepted)
+
+    def set_key(self, key: str) -> None:
+        """The next card in this slot has another cluster key, and accepts no further ones unless it is the usual."""
+        own = self._own_identity
+        usual = key.encode() == own.cluster_key
+        self._identity = own if usual else Identity(own.node_id, own.adapter_index, key.encode())
 
     def die(self) -> None:
         """The card answers nothing any more; the cable stays plugged in."""

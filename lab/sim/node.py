@@ -58,6 +58,7 @@ class SimNode:
         self._streams = streams
         self._pace = pace
         self._config = plan.host_config(name, _STATE, seed=streams.number(f"host/{name}"))
+        self._given = dict(self._config)
         self._rng = streams.stream(f"wake/{name}")
         self._boots = 0
         self._woken: list[int] = []
@@ -132,6 +133,19 @@ class SimNode:
         """The host is gone at once; what it owns in the adapters stays until the next one attaches."""
         self.host = None
         self._scheduler.trace(What.HOST, self._number, 0)
+
+    def start_anew(self, **config: object) -> None:
+        """Another host is started, with some of its configuration changed (None: as it was); where that is its cluster
+        key, with power off and on.
+        """
+        self.crash()
+        self._config = {**self._config, **config} if None not in config.values() else dict(self._given)
+        if "cluster_key" in config:
+            for adapter in self.adapters.values():
+                adapter.die()
+                adapter.set_key(str(self._config["cluster_key"]))
+                adapter.start()
+        self.boot()
 
     def pause(self) -> None:
         """The host gets no turn any more."""

@@ -7,7 +7,7 @@ and a checksum.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import cast
+from typing import Protocol, cast
 
 from ccm.exchange import (
     HEADER_BYTES,
@@ -22,10 +22,12 @@ from ccm.exchange import (
 )  # fmt: skip
 from ccm.needs import client_key
 from emul.adapter import Adapter
+from emul.firmware import FirmwareLink
 from emul.node_memory import PATHS_MAX, fence_slot
 from emul.qp import QueuePair
 from emul.vocabulary import QPState
 from lab.check.holdings import HeldLanes, HeldVi, Told
+from lab.injector.strangers import MARK
 from lab.plan import Plan
 from lab.sim.node import SimNode
 
@@ -38,6 +40,13 @@ _Key = tuple[int, int, bool, RecordKind, int]
 """Node whose memory it is, the other one, whether it is the outbox, kind, index."""
 
 
+class Calm(Protocol):
+    """Facts.calm_since."""
+
+    def __call__(self, *, but_versions: bool = False) -> int | None:
+        """As there."""
+
+
 class Probe:
     """One run's hardware, by node ids."""
 
@@ -47,11 +56,16 @@ class Probe:
         nodes: Mapping[int, SimNode],
         *,
         awake_since: Callable[[int], int | None],
-        calm_since: Callable[[], int | None],
+        calm_since: Calm,
         now: Callable[[], int],
     ) -> None:
         self._now = now
         self._hung: dict[int, int | None] = {}
+        self._strange = self._strange_before = 0
+        """Strangers' frames since the last look, and between the two before."""
+        self._keys_differ = False
+        self._links_met: dict[int, FirmwareLink] = {}
+        """Well-known connections that are accounted for (kept, so that their ids stay theirs)."""
         self._nodes = nodes
         self.awake_since = awake_since
         """Facts, as is the next."""
@@ -177,6 +191,49 @@ class Probe:
     def sent(self, vi: HeldVi) -> int:
         """Facts."""
         return cast(QueuePair, vi.handle).query().sq_psn
+
+    def note_stranger(self) -> None:
+        """A stranger's frame is on its way."""
+        self._strange += 1
+
+    def note_keys(self) -> None:
+        """A node has another cluster key from now on: who is connected already came with the former one."""
+        self._keys_differ = True
+        for node in self._nodes.values():
+            for adapter in node.adapters.values():
+                links = adapter.card.partner_links() if adapter.card is not None else []
+                self._links_met.update((id(link), link) for link in links)
+
+    def strangers_marks(self) -> Sequence[str]:
+        """Facts: of frames that had the time between two looks to arrive."""
+        landed, self._strange_before, self._strange = self._strange_before, self._strange, 0
+        if not landed:
+            return []
+        marked = [
+            f"a stranger's bytes are in the {what} of node {number}"
+            for number, node in self._nodes.items()
+            for what, memory in (("NVRAM", node.nvram), ("node memory", node.memory.memory))
+            if MARK in bytes(memory.buffer)
+        ]
+        return [*marked, *[""] * (landed - len(marked))]
+
+    def fresh_links(self) -> Sequence[tuple[int, str]]:
+        """Facts."""
+        found: list[tuple[int, str]] = []
+        if not self._keys_differ:
+            return found
+        for number, node in self._nodes.items():
+            for adapter in node.adapters.values():
+                for link in adapter.card.partner_links() if adapter.card is not None else []:
+                    met = id(link) in self._links_met
+                    theirs = next(iter(self._nodes[link.partner_id].adapters.values())).keys[0]
+                    if met or theirs in adapter.keys:
+                        continue
+                    if link.proven:
+                        self._links_met[id(link)] = link
+                    opened = f"node {link.partner_id} is let in with another key" if link.proven else ""
+                    found.append((number, opened))
+        return found
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

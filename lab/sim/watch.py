@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 LOOK_NS = 50 * MILLISECOND
 """How often bounds in time are looked at."""
+VERSIONS = ("operator.version_skew", "adapter.firmware_old")
+"""Faults after which partners refuse each other for their versions."""
 MUTING = ("cable.cut", "cable.cut_one_end", "cable.blackhole", "cable.blackhole_one_way")
 """Faults that keep a cable from carrying both ways."""
 STIRRING = frozenset(
@@ -49,6 +51,8 @@ class SimWatch:
         self._calm_at = 0
         """When the last fault that is not on any more took effect or ended."""
         self._stirred_until: dict[int, int] = {}
+        self._skewing: set[int] = set()
+        """Faults of VERSIONS, by number."""
         self._probe = Probe(plan, self._nodes, awake_since=self.awake_since, calm_since=self.calm_since, now=world.now)
         self.holdings = HoldingChecks(names, self._probe)
         for number, node in self._nodes.items():
@@ -61,6 +65,8 @@ class SimWatch:
         """It takes effect, or waits for its frame from now on."""
         reached = touched(self._plan, fault)
         self._note_hang(fault, None)
+        if fault.kind in VERSIONS:
+            self._skewing.add(fault.id)
         self._on[fault.id] = (reached.paths, reached.nodes, fault.kind in MUTING, now)
         self._mark(reached.paths, reached.nodes, now)
 
@@ -76,7 +82,13 @@ class SimWatch:
         self.on_fault(fault, now)
         self.on_clear(fault, now)
 
+    def on_stranger(self) -> None:
+        """A stranger's frame is on its way."""
+        self._probe.note_stranger()
+
     def _note_hang(self, fault: PlannedFault, until: int | None) -> None:
+        if fault.kind == "operator.wrong_key":
+            self._probe.note_keys()
         if fault.kind == "adapter.hang" and fault.step.target is not None:
             node, _, adapter = fault.step.target.partition(".")
             self._probe.on_hang(self._plan.node_ids[node], adapter, until=until)
@@ -147,6 +159,6 @@ class SimWatch:
         running, since = self._awake.get(node, (None, 0))
         return since if running is not None else None
 
-    def calm_since(self) -> int | None:
-        """Since when no fault is on anywhere; None: one is."""
-        return None if self._on else self._calm_at
+    def calm_since(self, *, but_versions: bool = False) -> int | None:
+        """Since when no fault is on anywhere (but those of versions, where that is said); None: one is."""
+        return None if self._on.keys() - (self._skewing if but_versions else set()) else self._calm_at

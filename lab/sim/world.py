@@ -15,6 +15,7 @@ from emul.clock import MILLISECOND, SECOND
 from lab.errors import LabError
 from lab.faults import FAULTS
 from lab.injector.rules import InjectorCore, Rule
+from lab.injector.strangers import MARK
 from lab.members import FORGOTTEN_WITHIN_NS, Members
 from lab.plan import Plan
 from lab.sim.adapter import SimAdapter
@@ -40,6 +41,7 @@ from lab.world import (
 POLL_NS = 2 * MILLISECOND
 FAULT_JITTER_NS = 3 * MILLISECOND
 """A fault comes up to this much later than the schedule says."""
+STRANGERS_KEY = "a key that nobody else has"
 RATE_MAX_PER_S = 500
 """Records a second of each client on each node: bounds the work of a run, not what is tested."""
 
@@ -198,7 +200,7 @@ class SimWorld:
             return self._hardware_doing(fault, target)
         family = fault.kind.partition(".")[0]
         doings = {"cable": self._cable_doing, "host": self._host_doing, "adapter": self._adapter_doing}
-        doings |= {"client": self._client_doing, "operator": self._member_doing}
+        doings |= {"client": self._client_doing, "operator": self._operator_doing}
         done = doings[family](fault, target) if family in doings else None
         if done is None:
             raise LabError(f"the world {self.name} can't do {fault.kind}")
@@ -237,6 +239,14 @@ class SimWorld:
             self._members.join(target)
 
         return leave, join
+
+    def _operator_doing(self, fault: PlannedFault, target: str) -> tuple[Callable[[], None], Callable[[], None]]:
+        node, version = self.nodes[target], fault.step.parameters.get("version")
+        if fault.kind == "operator.version_skew":
+            return (lambda: node.start_anew(versions=[version, version])), (lambda: node.start_anew(versions=None))
+        if fault.kind == "operator.wrong_key":
+            return (lambda: node.start_anew(cluster_key=STRANGERS_KEY)), (lambda: node.start_anew(cluster_key=None))
+        return self._member_doing(fault, target)
 
     def _client_doing(self, fault: PlannedFault, target: str) -> tuple[Callable[[], None], Callable[[], None]]:
         def ask(request: dict[str, object]) -> None:
@@ -341,7 +351,10 @@ class SimWorld:
 
     def _inject(self, cable: str, source: str, frame: bytes, now: int) -> list[tuple[str, bytes, int]]:
         assert self._core is not None
-        return [(out.towards, out.frame, out.at) for out in self._core.on_frame(cable, source, frame, now=now)]
+        outputs = self._core.on_frame(cable, source, frame, now=now)
+        if len(outputs) > 1 and self.watch is not None and any(MARK in out.frame for out in outputs):
+            self.watch.on_stranger()
+        return [(out.towards, out.frame, out.at) for out in outputs]
 
     def fired(self) -> Mapping[int, Firing]:
         """What the rules met so far, and the hardware faults."""

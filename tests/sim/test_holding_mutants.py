@@ -6,14 +6,22 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from ccm.actions import NoteRefused
+from ccm.driver.notes import Notes
 from ccm.exchange import Manifest
+from ccm.history import Kind
 from ccm.lanes import Lanes
 from ccm.pathset import PathSet
+from ccm.peerinfo import Agreement
+from ccm.reasons import Reason
 from ccm.session import SessionCore
 from ccm.sessions import SessionSet
 from ccm.stream import Stream
 from emul.clock import Instant
+from emul.regions import RegionTable
+from emul.wire.frame import Accepted, Envelopes, internet_checksum
 from lab.api import run
+from lab.injector.strangers import MARK
 from lab.scenario import Scenario
 from lab.topology import Topology
 from lab.verdict import Result
@@ -144,3 +152,87 @@ def hasty(self: SessionSet, session: SessionCore, *, now: Instant) -> bool:
     index, _ = session.mending.popitem()
     self._reroute_one(session, index, now=now)
     return True
+
+
+def strange(fault: str) -> str:
+    return f"{{on: {{frame: {{opcode: RDMA_WRITE, from: a, nth: 200}}}}, fault: frame.{fault}}}"
+
+
+OLD_FIRMWARE = (
+    "{at: 300ms, fault: adapter.firmware_old, target: b.ic0, for: 4s},"
+    " {at: 350ms, fault: cable.cut, target: ic0, for: 100ms}"
+)
+SKEW = "{at: 300ms, fault: operator.version_skew, target: b, version: 7, for: 3s}"
+WRONG_KEY = "{at: 300ms, fault: operator.wrong_key, target: b, for: 1s}"
+
+
+@pytest.mark.parametrize(
+    ("steps", "check"),
+    [
+        (strange("spoof_source"), "strangers.shut_out"),
+        (strange("rkey_guess"), "strangers.shut_out"),
+        (strange("psn_jump"), "strangers.shut_out"),
+        (WRONG_KEY, "strangers.shut_out"),
+        (SKEW, "mismatch.told_to_both"),
+        (OLD_FIRMWARE, "mismatch.told_to_both"),
+    ],
+)  # fmt: skip
+def test_strangers_and_other_versions_are_refused(steps: str, check: str) -> None:
+    result = play(steps)
+    assert not found(result)
+    assert {each.name: each.ok for each in result.checks}[check] is True
+    reasons = {entry.extra for node in (1, 2) for entry in result.outcome.evidence.of(node, Kind.REFUSED)}
+    if steps == WRONG_KEY:
+        assert Reason.WRONG_PROOF in reasons
+    if check == "mismatch.told_to_both":
+        assert Reason.NO_COMMON_VERSION in reasons
+
+
+def test_a_card_that_asks_no_address_takes_a_stranger_s_write_and_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    accept = Envelopes.accept
+
+    def trusting(self: Envelopes, frame: bytes) -> Accepted | str:
+        if MARK in frame:
+            friend = bytearray(frame)
+            friend[29] = 1  # as if it came from node a
+            friend[24:26] = bytes(2)
+            friend[24:26] = internet_checksum(bytes(friend[14:34])).to_bytes(2, "big")
+            return accept(self, bytes(friend))
+        return accept(self, frame)
+
+    monkeypatch.setattr(Envelopes, "accept", trusting)
+    monkeypatch.setattr("emul.adapter.icrc_matches", lambda frame, accepted: True)
+    assert "a stranger's bytes are in the NVRAM" in finding("strangers.shut_out", strange("spoof_source"))
+
+
+def test_a_card_that_asks_for_no_key_takes_a_guess_and_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = RegionTable.remote
+
+    def any_key(self: RegionTable, rkey: int, addr: int, length: int, pd: int, access: int) -> object:
+        fits = (r for r in self._by_key.values() if r.pd == pd and r.addr <= addr < r.addr + r.length)
+        return remote(self, rkey, addr, length, pd, access) or next(fits, None)
+
+    monkeypatch.setattr(RegionTable, "remote", any_key)
+    assert "a stranger's bytes are in the NVRAM" in finding("strangers.shut_out", strange("rkey_guess"))
+
+
+def test_a_firmware_that_believes_any_proof_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emul.firmware.any_proof_matches", lambda *proof: True)
+    monkeypatch.setattr("ccm.peer_link.any_proof_matches", lambda *proof: True)
+    assert "is let in with another key" in finding("strangers.shut_out", WRONG_KEY)
+
+
+def test_versions_that_nobody_compares_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ccm.settling.agree", lambda own, record, partner: Agreement(1, own.capabilities))
+    assert "don't meet" in finding("versions.first", SKEW)
+
+
+def test_a_side_that_is_not_told_of_the_mismatch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = Notes.refused
+
+    def silent(self: Notes, action: NoteRefused) -> None:
+        if self._wiring.config.node_id == 1:
+            refused(self, action)
+
+    monkeypatch.setattr(Notes, "refused", silent)
+    assert "its partner refuses it for its version" in finding("mismatch.told_to_both", SKEW)

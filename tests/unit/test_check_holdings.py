@@ -43,6 +43,8 @@ class Outside:
         self.under_way: dict[int, int] = {}
         self.shut = False
         self.psns = {10: 0, 11: 0}
+        self.marks: list[str] = []
+        self.links: list[tuple[int, str]] = []
         self.awake: int | None = 0
         self.calm: int | None = 0
 
@@ -79,10 +81,16 @@ class Outside:
     def sent(self, vi: HeldVi) -> int:
         return self.psns[vi.number]
 
+    def strangers_marks(self) -> Sequence[str]:
+        return self.marks
+
+    def fresh_links(self) -> Sequence[tuple[int, str]]:
+        return self.links
+
     def awake_since(self, node: int) -> int | None:
         return self.awake
 
-    def calm_since(self) -> int | None:
+    def calm_since(self, *, but_versions: bool = False) -> int | None:
         return self.calm
 
 
@@ -145,6 +153,7 @@ def test_a_run_in_which_all_is_well() -> None:
     story.note(Kind.READY_ALERT, epoch=2)
     for node in (A, B):
         story.note(Kind.REFUSED, node, extra=NO_COMMON_VERSION)
+    story.outside.marks, story.outside.links = [""], [(A, "")]
     story.wait(LEFT_BOUND_NS + 1)
     story.wait(REFUSAL_BOUND_NS + SECOND)
     assert not story.found()
@@ -221,6 +230,11 @@ def split(story: Story) -> None:
     story.note(Kind.ROUTED, epoch=1, offset=0, extra=1)
 
 
+def stranger(story: Story, marks: list[str], links: list[tuple[int, str]]) -> None:
+    story.outside.marks, story.outside.links = marks, links
+    story.checks.on_time(story.now)
+
+
 def crowd(story: Story) -> None:
     story.outside.lanes = [
         HeldLanes(path, ECHO, 1, 100 + path, (vi(10 + path, path), vi(20 + path, path)), CARD) for path in (0, 1)
@@ -249,6 +263,8 @@ def crowd(story: Story) -> None:
         (refused_alone, "mismatch.told_to_both", "its partner refuses it for its version"),
         (split, "streams.whole", "goes over path 1 while 3 requests are under way on path 0"),
         (lambda story: [story.second(500, 500) for _ in range(5)], "streams.whole", "over paths [0, 1] at a time"),
+        (lambda story: stranger(story, ["NVRAM of b"], []), "strangers.shut_out", "NVRAM of b at"),
+        (lambda story: stranger(story, [], [(B, "a link")]), "strangers.shut_out", "b at 7.000 ms: a link"),
         (crowd, "load.shared", "packets by path: {0: 1600, 1: 0}"),
     ],
 )
