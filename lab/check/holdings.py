@@ -108,6 +108,12 @@ class Facts(Protocol):
     def sent(self, vi: HeldVi) -> int:
         """Its next PSN."""
 
+    def expected(self, vi: HeldVi) -> int:
+        """The PSN of its peer's that it takes next, or took last where it is gone."""
+
+    def fence_of(self, vi: HeldVi) -> int:
+        """The fence epoch that it was made with."""
+
     def strangers_marks(self) -> Sequence[str]:
         """For each frame of a stranger since this was last asked: where its mark was found in memory, or nothing."""
 
@@ -156,12 +162,15 @@ class HoldingChecks:
         self._left = Findings("close.leaves_nothing")
         self._mismatch = Findings("mismatch.told_to_both")
         self._strangers = Findings("strangers.shut_out")
+        self._fences = Findings("fence.holds")
         self._whole = Findings("streams.whole")
         self._shares = Findings("load.shared")
         self._known: dict[Session, dict[tuple[int, int, int], HeldLanes]] = {}
         """By session: (epoch, path, first VI's number) of all that was ever seen published."""
         self._open_ends: dict[Session, list[HeldVi]] = {}
         """By session: the partner's ends of virtual interfaces that failed."""
+        self._fenced: list[tuple[Entry, HeldVi, int]] = []
+        """The partner's ends of a path that was fenced, and the PSN that each then expected."""
         self._debts: list[_Debt] = []
         self._strays: dict[object, tuple[int, int, HeldVi, int]] = {}
         """Virtual interfaces that nobody publishes: node, partner, VI, first seen at."""
@@ -182,6 +191,7 @@ class HoldingChecks:
             Kind.SESSION_CLOSED: self._on_end,
             Kind.PATH_UP: self._on_path,
             Kind.PATH_DOWN: self._on_path,
+            Kind.PATH_FENCED: self._on_fenced,
             Kind.REFUSED: self._on_refused,
             Kind.ROUTED: self._on_routed,
             Kind.VIS_FAILED: self._on_vis_failed,
@@ -195,6 +205,7 @@ class HoldingChecks:
             self._versions.result(f"{self._versions.exercised} virtual interfaces, each after its version"),
             self._left.result(f"{self._left.exercised} things that were closed were gone"),
             self._mismatch.result(f"{self._mismatch.exercised} refusals, both sides knew why"),
+            self._fences.result(f"{self._fences.exercised} fenced ends took nothing more"),
             self._strangers.result(f"{self._strangers.exercised} attempts of strangers changed and opened nothing"),
             self._whole.result(f"{self._whole.exercised} routes, nothing was left on another"),
             self._shares.result(f"{self._shares.exercised} windows with even shares"),
@@ -219,6 +230,7 @@ class HoldingChecks:
         """Now and then: what has to be gone is gone, and what is there belongs to somebody."""
         self._look_at_debts(now)
         self._look_for_strays(now)
+        self._look_at_fences(now)
         self._look_at_refusals(now)
         self._look_for_strangers(now)
         if now - self._window_at >= LOAD_WINDOW_NS:
@@ -369,6 +381,29 @@ class HoldingChecks:
 
     def _is_published(self, node: int, partner: int, vi: HeldVi) -> bool:
         return any(each.handle is vi.handle for one in self._facts.published(node, partner) for each in one.vis)
+
+    # -- fences -------------------------------------------------------------------------------------------------------
+
+    def _on_fenced(self, entry: Entry) -> None:
+        """The partner has acknowledged it: from here on nothing of the path lands there."""
+        self._learn(entry.partner, entry.node)
+        for session, known in self._known.items():
+            if (session.node, session.partner) == (entry.partner, entry.node):
+                ends = [vi for lanes in known.values() if lanes.path == entry.extra for vi in lanes.vis]
+                self._fenced += [
+                    (entry, vi, self._facts.expected(vi))
+                    for vi in ends
+                    if self._facts.has_vi(vi) and self._facts.fence_of(vi) < entry.sequence
+                ]
+
+    def _look_at_fences(self, now: int) -> None:
+        fenced, self._fenced = self._fenced, []
+        for entry, vi, expected in fenced:
+            self._fences.looked()
+            took = (self._facts.expected(vi) - expected) & 0xFFFFFF
+            if took:
+                text = f"{took} packets landed on path {vi.path} after its fence was acknowledged"
+                self._fences.problem(self._text(now, entry.node, entry.partner, text))
 
     # -- refusals -----------------------------------------------------------------------------------------------------
 

@@ -192,6 +192,14 @@ class Probe:
         """Facts."""
         return cast(QueuePair, vi.handle).query().sq_psn
 
+    def expected(self, vi: HeldVi) -> int:
+        """Facts."""
+        return cast(QueuePair, vi.handle).query().rq_psn
+
+    def fence_of(self, vi: HeldVi) -> int:
+        """Facts."""
+        return cast(QueuePair, vi.handle).attr.fence_epoch
+
     def note_stranger(self) -> None:
         """A stranger's frame is on its way."""
         self._strange += 1

@@ -45,6 +45,7 @@ class Outside:
         self.psns = {10: 0, 11: 0}
         self.marks: list[str] = []
         self.links: list[tuple[int, str]] = []
+        self.taken = 0
         self.awake: int | None = 0
         self.calm: int | None = 0
 
@@ -80,6 +81,12 @@ class Outside:
 
     def sent(self, vi: HeldVi) -> int:
         return self.psns[vi.number]
+
+    def expected(self, vi: HeldVi) -> int:
+        return self.taken
+
+    def fence_of(self, vi: HeldVi) -> int:
+        return 3
 
     def strangers_marks(self) -> Sequence[str]:
         return self.marks
@@ -147,6 +154,7 @@ def test_a_run_in_which_all_is_well() -> None:
     story = Story()
     for _ in range(5):
         story.second(1000, 0)
+    story.note(Kind.PATH_FENCED, B, extra=0, sequence=4)
     story.note(Kind.ROUTED, epoch=1, offset=0, extra=1)
     story.break_off()
     story.outside.there, story.outside.keys = [], set()
@@ -235,6 +243,12 @@ def stranger(story: Story, marks: list[str], links: list[tuple[int, str]]) -> No
     story.checks.on_time(story.now)
 
 
+def late_frames(story: Story) -> None:
+    story.note(Kind.PATH_FENCED, B, extra=0, sequence=4)
+    story.outside.taken = 2
+    story.wait(MILLISECOND)
+
+
 def crowd(story: Story) -> None:
     story.outside.lanes = [
         HeldLanes(path, ECHO, 1, 100 + path, (vi(10 + path, path), vi(20 + path, path)), CARD) for path in (0, 1)
@@ -265,6 +279,7 @@ def crowd(story: Story) -> None:
         (lambda story: [story.second(500, 500) for _ in range(5)], "streams.whole", "over paths [0, 1] at a time"),
         (lambda story: stranger(story, ["NVRAM of b"], []), "strangers.shut_out", "NVRAM of b at"),
         (lambda story: stranger(story, [], [(B, "a link")]), "strangers.shut_out", "b at 7.000 ms: a link"),
+        (late_frames, "fence.holds", "2 packets landed on path 0 after its fence"),
         (crowd, "load.shared", "packets by path: {0: 1600, 1: 0}"),
     ],
 )
