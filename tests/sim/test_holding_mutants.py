@@ -18,7 +18,6 @@ from ccm.session import SessionCore
 from ccm.sessions import SessionSet
 from ccm.stream import Stream
 from emul.clock import Instant
-from emul.qp import QueuePair
 from emul.regions import RegionTable
 from emul.wire.frame import Accepted, Envelopes, internet_checksum
 from lab.api import run
@@ -153,27 +152,6 @@ def hasty(self: SessionSet, session: SessionCore, *, now: Instant) -> bool:
     index, _ = session.mending.popitem()
     self._reroute_one(session, index, now=now)
     return True
-
-
-FAR = TWO_PATHS.replace("b.ic0], delay: {delay}", "b.ic0], delay: 25ms")
-
-
-def test_a_card_that_heeds_no_fence_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writes are still under way on the long cable when the fence, over the short one, is acknowledged; the partner's
-    host stands still and closes nothing.
-    """
-    topology = Topology.parse(FAR.format(delay="1ms"))
-    step = "{at: 500ms, fault: cable.blackhole_one_way, target: ic0, from: b, for: 500ms}"
-    paused = "{at: 500ms, fault: host.pause, target: b, for: 500ms}"
-    scenario = Scenario.parse(SCENARIO.format(steps=f"{step}, {paused}"), topology)
-    result = run(scenario, topology=topology, world="sim", seed=1)
-    assert not found(result)
-    assert {check.name: check.ok for check in result.checks}["fence.holds"]
-    monkeypatch.setattr(QueuePair, "_is_fenced", lambda self: False)
-    problems = [found(run(scenario, topology=topology, world="sim", seed=seed)) for seed in range(8)]
-    said = [each["fence.holds"] for each in problems if "fence.holds" in each]
-    assert said
-    assert "packets landed on path 0 after its fence" in said[0]
 
 
 def strange(fault: str) -> str:
