@@ -40,7 +40,7 @@ from emul.clock import MILLISECOND, Instant, earliest
 
 STATUS_TELL_NS = 20 * MILLISECOND
 """Unchanged boot status is passed on to the clients at most this often."""
-CONNECTING_MAX = 32
+CONNECTING_MAX = 12
 """Attempts to connect that are under way at once: a large cluster that starts would otherwise have so many that the
 last of them ran out of time before it was begun.
 """
