@@ -6,7 +6,7 @@ and no more often, so that it costs the host a bounded part of its time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from ccm.client import Client
@@ -46,7 +46,9 @@ class TimedClients:
         wiring = self._wiring
         if wiring.client_errors.get(client.name, 0) >= EXCEPTIONS_MAX:
             return None
-        deadline: object = wiring.ask(client, client.next_deadline, None)
+        # Anything may come of it: compiled code would stumble over a value that isn't what the annotation promises.
+        question: Callable[[], object] = client.next_deadline
+        deadline: object = wiring.ask(client, question, None)
         if deadline is None:
             return None
         if not isinstance(deadline, int):
