@@ -6,6 +6,7 @@ Nothing of it may stop our manager, open what was not agreed, or keep an honest 
 from __future__ import annotations
 
 import dataclasses
+import zlib
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,8 +14,12 @@ from hypothesis import strategies as st
 
 from ccm import actions as ac
 from ccm.exchange import (
+    CLIENTS_MAX,
     EPOCH_MAX,
+    HEADER_BYTES,
+    NAME_BYTES,
     SLOTS,
+    VIS_MAX,
     Info,
     LaneEntry,
     Manifest,
@@ -164,9 +169,7 @@ def test_an_epoch_out_of_all_proportion_is_refused_and_not_followed(epoch):
 def test_a_manifest_that_contradicts_itself_is_refused(entries, text):
     world = started()
     body = Manifest(
-        tuple(
-            ManifestEntry(name, key or (client_key(name) if name else 5), 1, 0, 1, 64, 0, 0) for name, key in entries
-        )
+        tuple(ManifestEntry(name, key or (client_key(name) if name else 5), 1, 0, 1, 64, 0, 0) for name, key in entries)
     )
     held = world.hardware[1].manager.peerings[2].sessions.partner_manifest
     say(world, RecordKind.MANIFEST, 0, body, 1_000)
@@ -180,3 +183,58 @@ def test_needs_out_of_range_are_refused_before_anything_is_told():
             Needs(**wrong)
     assert Reason(0) is Reason.NONE
     assert all(slot.count for slot in SLOTS.values())
+
+
+def too_many_clients() -> bytes:
+    """A manifest of one client more than there may be, with a right checksum."""
+    entries = tuple(
+        ManifestEntry(name, client_key(name), 1, 0, 1, 64, 0, 0) for name in (f"client-{n}" for n in range(CLIENTS_MAX))
+    )
+    record = Record(RecordKind.MANIFEST, 0, 2, 1, 1, 1_000, Manifest(entries))
+    return resealed(emit_record(record), HEADER_BYTES, (CLIENTS_MAX + 1).to_bytes(2, "little"))
+
+
+def resealed(data: bytes, offset: int, piece: bytes) -> bytes:
+    """`data` with `piece` at `offset` and its checksum made right again."""
+    changed = data[:offset] + piece + data[offset + len(piece) :]
+    checksum = zlib.crc32(changed[:12] + bytes(4) + changed[16:])
+    return changed[:12] + checksum.to_bytes(4, "little") + changed[16:]
+
+
+def manifest(**fields: int) -> bytes:
+    """A manifest of one client with whatever fields."""
+    entry = ManifestEntry("echo", client_key("echo"), 1, 0, 1, 64, 512, 0)
+    whole = emit_record(Record(RecordKind.MANIFEST, 0, 2, 1, 1, 1_000, Manifest((entry,))))
+    at = HEADER_BYTES + 2 + NAME_BYTES + 4
+    for name, value in fields.items():
+        place = {"vis": at + 4, "depth": at + 6, "message_bytes": at + 8}[name]
+        whole = resealed(whole, place, value.to_bytes(4 if name == "message_bytes" else 2, "little"))
+    return whole
+
+
+REFUSED = {
+    "too many clients": (too_many_clients, "entries is 17"),
+    "more virtual interfaces than there may be": (lambda: manifest(vis=VIS_MAX + 1), "vis is 9"),
+    "a negative number of them": (lambda: manifest(vis=0xFFFF), "vis is 65535"),
+    "a negative depth": (lambda: manifest(depth=0xFFFF), "depth is 65535"),
+    "messages larger than any": (lambda: manifest(message_bytes=0xFFFF_FFFF), "message_bytes is 4294967295"),
+    "a version to come": (lambda: resealed(manifest(), 4, b"\x02\x00"), "record version 2, expected 1"),
+    "truncated": (lambda: manifest()[:60], "checksum"),
+    "a length that is not there": (lambda: resealed(manifest(), 8, b"\xff\xff"), "length 65535"),
+    "a wrong checksum": (lambda: manifest()[:-1] + b"\x01", "checksum"),
+}
+
+
+@pytest.mark.parametrize("story", REFUSED)
+def test_a_bad_manifest_is_refused_with_the_reason_and_opens_nothing(story):
+    data, reason = REFUSED[story]
+    world = started()
+    sessions = world.hardware[1].manager.peerings[2].sessions
+    held, mark = sessions.partner_manifest, len(world.log)
+    put(world, RecordKind.MANIFEST, 0, data())
+    world.run(30 * MILLISECOND)
+    assert reason in world.hardware[1].manager.peerings[2].settling.last_refusal
+    assert sessions.partner_manifest == held
+    forbidden = (ac.OpenLanes, ac.ConnectLanes, ac.AlertReady, ac.AlertError)
+    assert not [action for _, node, action in world.log[mark:] if node == 1 and isinstance(action, forbidden)]
+    becomes_ready_with_an_honest_partner(world)
