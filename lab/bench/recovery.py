@@ -33,7 +33,7 @@ from lab.plan import Plan
 from lab.topology import CLIENTS, Topology
 
 NAME = "recovery"
-HELP = "longest gap between committed writes: cuts, blackholes, dead adapters, a crashed host; TCP beside it"
+HELP = "longest gap between committed writes: cuts, blackholes, reset and dead adapters, a crashed host; TCP beside it"
 REPETITIONS = 20
 CARRIER_MAX_MS, SILENT_MAX_MS = (5.0, 20.0), (25.0, 100.0)
 """p50 and p99 where the carrier tells of the fault, and where nothing does."""
@@ -206,6 +206,7 @@ def cases() -> list[Case]:
             lambda p: p.fabric.unblackhole(p.cable), SILENT_MAX_MS,
             tcp=(lambda f: f.blackhole("ic0", _WRITER), lambda f: f.unblackhole("ic0")),
         ),
+        Case("adapter reset", _reset, lambda p: 0, SILENT_MAX_MS),
         Case(
             "own adapter dies", lambda p: p.fabric.kill_adapter(_WRITER, p.adapter),
             lambda p: p.fabric.start_adapter(_WRITER, p.adapter), SILENT_MAX_MS,
@@ -216,6 +217,13 @@ def cases() -> list[Case]:
         ),
         Case("second cut, 1 s after the first", *cut, CARRIER_MAX_MS),
     ]  # fmt: skip
+
+
+def _reset(pair: Pair) -> int:
+    """The partner's adapter begins anew: what it knew is gone, and it takes part again at once."""
+    at = pair.fabric.kill_adapter(_PARTNER, pair.adapter)
+    pair.fabric.start_adapter(_PARTNER, pair.adapter)
+    return at
 
 
 def run(repetitions: int) -> list[Row]:
