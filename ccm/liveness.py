@@ -30,12 +30,12 @@ class Liveness:
     """When one path was last heard of, and until when it may stay silent."""
 
     __slots__ = (
-        "_answered", "_base_at", "_budget", "_busy_until", "_excused_until", "_looks", "_looks_at", "_rate",
-        "_settings", "_shaken_until", "_stood_still", "_window_at", "_worst_before_ns", "_worst_ns", "last_life_at",
-        "next_probe_at", "probe_at", "rtt_ns",
+        "_answered", "_base_at", "_budget", "_busy_until", "_excused_until", "_looks", "_looks_at", "_measured",
+        "_rate", "_settings", "_shaken_until", "_stood_still", "_window_at", "_worst_before_ns", "_worst_ns",
+        "last_life_at", "next_probe_at", "probe_at", "rtt_ns",
     )  # fmt: skip
 
-    def __init__(self, budget: Budget | None = None, *, now: Instant) -> None:
+    def __init__(self, budget: Budget | None = None, *, measured: bool = True, now: Instant) -> None:
         self._budget = budget if budget is not None else Budget()
         self._settings = self._budget.settings
         self._rate = Rate.IDLE
@@ -60,6 +60,8 @@ class Liveness:
         self._window_at = now
         self._worst_ns = 0
         self._worst_before_ns = 0
+        self._measured = measured
+        """Whether it is known how long an answer takes: one has come."""
 
     def probe_due(self, *, now: Instant) -> bool:
         """Whether it is time for a probe and none is under way."""
@@ -88,6 +90,7 @@ class Liveness:
             if self.probe_at >= self._shaken_until:
                 self._answered = (self._answered[1], self.probe_at)
             self._note_worst(self.rtt_ns, now=now)
+            self._measured = True
         self.probe_at = None
         self.on_life(now=now)
 
@@ -155,6 +158,10 @@ class Liveness:
         """Silence after which a path is given up for another one."""
         worst = max(self._worst_ns, self._worst_before_ns)
         settings = self._settings
+        if not self._measured:
+            # A cable through half a continent answers after 50 ms: with the floor it would be lost before its first
+            # answer, each time that it comes up.
+            return max(settings.limit_floor_ns, settings.limit_most_ns)
         return max(settings.limit_floor_ns, min(settings.limit_most_ns, settings.limit_factor * worst))
 
     @property

@@ -169,7 +169,7 @@ class Path:
         elif following is PathState.CONNECTING:
             self.connect_by = Instant(now + self.settings.connect_timeout_ns)
         elif following is PathState.EXCHANGE:
-            self.liveness = Liveness(self.budget, now=now)
+            self.liveness = Liveness(self.budget, measured=False, now=now)
         elif following is PathState.DOWN:
             self._go_down(former, now=now, reason=reason)
         elif following is PathState.HANDSHAKE and former is PathState.CONNECTING:

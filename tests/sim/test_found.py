@@ -5,6 +5,7 @@ from __future__ import annotations
 from ccm.history import Kind
 from lab.api import run
 from lab.scenario import Scenario
+from lab.topology import Topology
 from lab.verdict import Result
 
 
@@ -43,3 +44,33 @@ def test_a_host_boots_while_one_of_its_adapters_is_dead() -> None:
     replaced_at = evidence.faults[0].cleared
     assert replaced_at is not None
     assert any(entry.extra == 0 and entry.at > replaced_at for entry in evidence.of(2, Kind.PATH_UP))
+
+
+def test_a_path_over_a_long_cable_stays_up() -> None:
+    """Beside a short one it was given up before its first probe could be answered, each time that it came up: a limit
+    of 16 ms stood where nothing was measured yet, and its answers take 50.
+    """
+    topology = Topology.parse(LONG_AND_SHORT)
+    scenario = Scenario.parse(
+        "scenario: long\ntopology: long-and-short\nworkload: {echo: {record: 512B, depth: 2, rate: 50/s}}\n"
+        "steps: [{at: 2s, fault: cable.drop, target: ic1, count: 1, for: 10ms}]\nexpect: {alerts.exactly_once: {}}\n",
+        topology,
+    )
+    result = run(scenario, topology=topology, world="sim", seed=1)
+    assert not wrong(result)
+    evidence = result.outcome.evidence
+    assert evidence.close_at is not None
+    for node in evidence.nodes:
+        assert {entry.extra for entry in evidence.of(node, Kind.PATH_UP)} == {0, 1}
+        assert not [entry for entry in evidence.of(node, Kind.PATH_DOWN) if entry.at < evidence.close_at]
+
+
+LONG_AND_SHORT = """
+name: long-and-short
+nodes:
+  a: {adapters: [ic0, ic1], nvram: 1MiB, clients: [nvram-mirror, echo]}
+  b: {adapters: [ic0, ic1], nvram: 1MiB, clients: [nvram-mirror, echo]}
+cables:
+  ic0: {ends: [a.ic0, b.ic0], delay: 25ms}
+  ic1: [a.ic1, b.ic1]
+"""
