@@ -45,6 +45,7 @@ NIGHTLY = {
     "a broken connection, answers apart": Bounds(break_=1, grain=1),
     "a crash while making queue pairs takes time": Bounds(crash=1, chores=True),
     "a close and a crash": Bounds(close=1, crash=1),
+    "a crash and a broken connection": Bounds(crash=1, break_=1),
 }
 WALKS = {
     "crashes, broken connections, late writes": Bounds(paths=2, crash=2, break_=2, late=3, grain=2),
