@@ -102,6 +102,8 @@ class PeerLink:
         self._challenge = rng.randbytes(CHALLENGE_BYTES)
         self._reply: ConnectReply | None = None
         self._pending: dict[int, Callable[[], None]] = {}
+        self._before_probe = 1
+        """Requests with lower numbers were posted before the last probe."""
         """What follows from the completion of a request; of a read of the status page, `_on_status`."""
         self._next_wr = _PROBE_WR + 1
         self._probes = 0
@@ -169,6 +171,7 @@ class PeerLink:
             _PROBE_WR, scratch.buf + _STATUS_AT, STATUS_READ_BYTES, scratch.lkey, reply.status_addr, reply.status_rkey
         )
         self._probes += 1
+        self._before_probe = self._next_wr
 
     def read_seen(self) -> None:
         """RDMA READ of the partner's SEEN record of this path: SeenRead follows."""
@@ -217,13 +220,21 @@ class PeerLink:
             self._on_message(completion)
         elif completion.wr_id == _PROBE_WR and self._probes:
             self._probes -= 1
+            if not self._probes:
+                self._settle(self._before_probe)
             self._on_status()
         else:
+            self._settle(completion.wr_id)
             then = self._pending.pop(completion.wr_id, None)
             if then is None:
                 self._fail(f"completion of request {completion.wr_id}, which is not under way")
             else:
                 then()
+
+    def _settle(self, below: int) -> None:
+        """Requests complete in their order: those before one that has are done, though their completions were lost."""
+        while self._pending and next(iter(self._pending)) < below:
+            self._pending.pop(next(iter(self._pending)))()
 
     def silence(self) -> None:
         """Nothing more is told of this connection."""
