@@ -6,13 +6,19 @@ instead: CI must not turn green by leaving out.
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from tests.capabilities import CAPABILITIES, missing, required
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A misspelt LAB_REQUIRE would require nothing: refuse it."""
+    """A misspelt LAB_REQUIRE would require nothing: refuse it. What the tests start can be interrupted, even if they
+    were started in a shell's background, where SIGINT is ignored and each child would inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     unknown = sorted(required() - set(CAPABILITIES))
     if unknown:
         raise pytest.UsageError(f"LAB_REQUIRE: unknown {', '.join(unknown)} (known: {', '.join(CAPABILITIES)})")

@@ -337,7 +337,7 @@ def test_nothing_is_left_when_the_client_is_killed(number: signal.Signals) -> No
         lab_id, pid = client.stdout.readline().split()
     directory = record(lab_id).directory
     client.send_signal(number)
-    client.wait()
+    client.wait(timeout=30)
     wait_for(lambda: gone(int(pid)) and not directory.exists(), "the lab ends with its client")
 
 
