@@ -26,10 +26,11 @@ from emul.memory import Memory
 from emul.node_memory import PARTNERS_MAX, PATHS_MAX, BootStatus, NodeMemory, Stage
 from emul.verbs import Context
 
-BEAT_NS = 5 * MILLISECOND
-"""How often the host beats on its status page."""
-BEAT_EARLY_NS = BEAT_NS // 2
-"""So much earlier it may beat if it runs anyway: after that it beats when it probes, without a turn for it alone."""
+BEAT_NS = 25 * MILLISECOND
+"""How often the host beats on its status page at least. It beats whenever its timers run, so with each probe: every
+5 ms while partners have work under way, and an idle host that probes a little more often than this needs no turn for
+that alone.
+"""
 SUSPENDED_NS = 20 * MILLISECOND
 """A loop that is run later than this notes it: timing verdicts of such a run are doubtful."""
 NAME_MAX = 64
@@ -233,9 +234,8 @@ class Host:
         return True
 
     def _run_timers(self, now: Instant, *, late: bool = False) -> None:
-        if now >= self._beat_at - BEAT_EARLY_NS:
-            self._node.beat()
-            self._beat_at = Instant(now + BEAT_NS)
+        self._node.beat()
+        self._beat_at = Instant(now + BEAT_NS)
         while self._boot and now >= self._boot[0][0]:
             self._enter(self._boot.pop(0)[1], now)
         self.workload.on_time(now)

@@ -71,7 +71,9 @@ class Liveness:
         """Whether none is under way, and it is time for one within half an interval: with that of another path it costs
         no turn of its own, and from then on they are due together.
         """
-        return self.probe_at is None and 2 * (self.next_probe_at - now) <= self._settings.probe_interval_ns
+        settings, busy = self._settings, self._rate is Rate.BUSY
+        interval_ns = settings.probe_interval_ns if busy else settings.idle_probe_interval_ns
+        return self.probe_at is None and 2 * (self.next_probe_at - now) <= interval_ns
 
     def on_probe(self, *, now: Instant, apart: bool = False) -> None:
         """A probe was posted; `apart`: the partners share no client."""

@@ -31,7 +31,7 @@ from emul.memory import Memory
 from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
 from emul.verbs import Context
 
-SLEEP_MAX_NS = 10 * MILLISECOND
+SLEEP_MAX_NS = 25 * MILLISECOND
 ADAPTERS_WITHIN_NS = 5 * SECOND
 """How long a starting host waits for its adapters' control sockets."""
 RETRY_S = 0.002

@@ -123,6 +123,8 @@ class SocketDevice:
     def take_events(self) -> list[AsyncEvent]:
         """Device; a dead adapter is one DEVICE_FATAL."""
         self._drain()
+        if not self._events:
+            return []
         events = list(self._events)
         self._events.clear()
         with contextlib.suppress(BlockingIOError):
