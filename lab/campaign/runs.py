@@ -8,6 +8,8 @@ import multiprocessing
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from lab.api import run
 from lab.campaign.generate import random_scenario
+from lab.errors import LabError
 from lab.scenario import Scenario
 from lab.topology import Topology
 from lab.verdict import FAIL, Result, schedule_json
@@ -110,7 +113,9 @@ def _record(task: Task, scenario: Scenario, result: Result | None) -> str | None
 
 
 def run_all(tasks: list[Task], jobs: int, tell: Callable[[Ran], None]) -> list[Ran]:
-    """All runs, `jobs` at a time; `tell` is called as each ends. Gives them in the order of the tasks."""
+    """All runs, `jobs` at a time; `tell` is called as each ends. Gives them in the order of the tasks. Raises LabError
+    when a process of them dies.
+    """
     if jobs <= 1 or len(tasks) <= 1:
         found = []
         with rare_collections():
@@ -119,10 +124,23 @@ def run_all(tasks: list[Task], jobs: int, tell: Callable[[Ran], None]) -> list[R
                 tell(found[-1])
         return found
     ended: dict[int, Ran] = {}
-    with multiprocessing.get_context("fork").Pool(min(jobs, len(tasks)), initializer=_begin_worker) as pool:
-        for ran in pool.imap_unordered(_run_next, tasks):
-            ended[ran.seed] = ran
-            tell(ran)
+    context = multiprocessing.get_context("fork")
+    workers = min(jobs, len(tasks))
+    # Workers know the tasks from their parent, as they are forked: not everything in a task can be sent.
+    with ProcessPoolExecutor(workers, context, _begin_worker, (tasks,)) as pool:
+        try:
+            for future in as_completed([pool.submit(_run_number, number) for number in range(len(tasks))]):
+                ran = future.result()
+                ended[ran.seed] = ran
+                tell(ran)
+        except BrokenProcessPool as error:
+            left = sorted(task.seed for task in tasks if task.seed not in ended)
+            raise LabError(f"a run ended its process; it is among the seeds {left[: 2 * workers]}") from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
     return [ended[task.seed] for task in tasks]
 
 
@@ -134,9 +152,18 @@ def _run_next(task: Task) -> Ran:
     return ran
 
 
-def _begin_worker() -> None:
+_tasks: list[Task] = []
+"""Of a worker: those of its campaign."""
+
+
+def _run_number(number: int) -> Ran:
+    return _run_next(_tasks[number])
+
+
+def _begin_worker(tasks: list[Task]) -> None:
     import signal
 
+    _tasks[:] = tasks
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers,
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # like this
     gc.freeze()

@@ -17,6 +17,7 @@ from lab.api import run
 from lab.campaign.generate import random_scenario
 from lab.campaign.runs import run_all, run_one, tasks_of
 from lab.cli import main
+from lab.errors import LabError
 from lab.scenario import Scenario
 from lab.topology import Topology
 
@@ -111,3 +112,11 @@ def test_random_faults_are_noticed() -> None:
         result = run(random_scenario(PAIR, seed), topology=PAIR, world="sim", seed=seed)
         noticed += any(entry.kind == Kind.PATH_DOWN for entry in result.outcome.evidence.entries)
     assert noticed >= 3
+
+
+def test_a_run_that_ends_its_process_ends_the_campaign_with_its_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As compiled code may, when it fails badly."""
+    monkeypatch.setattr("lab.campaign.runs.run_one", lambda task: os._exit(9))
+    tasks = list(tasks_of(PAIR, None, world="sim", seed=40, runs=3, report=None))
+    with pytest.raises(LabError, match=r"a run ended its process; it is among the seeds \[40, 41, 42\]"):
+        run_all(tasks, 2, lambda ran: None)
