@@ -80,6 +80,11 @@ class Host:
         self._ids = dict(CLIENT_IDS)
         for name in (*self._codes, *(client.name for client in clients)):
             self._ids.setdefault(name, len(self._ids) + 1)
+        self._chosen = {
+            str(name): frozenset(int(number) for number in numbers)
+            for name, numbers in config.get("client_partners", {}).items()
+        }
+        """By client the partners that it is to have sessions with, where not all."""
         self._unmade: dict[str, str] = {}
         """Clients that could not be made, and why."""
         self._crashed: set[str] = set()
@@ -105,8 +110,9 @@ class Host:
         for client in self._clients.values():
             self._boot_client(client, now)
         self.workload = Workload(
-            self._clients, self.driver.partners, self.node_id, self.incarnation, self._ids, self._history, self._seed
-        )
+            self._clients, self.driver.partners, self.node_id, self.incarnation, self._ids, self._history, self._seed,
+            self._chosen,
+        )  # fmt: skip
         echo = self._clients.get(Echo.name)
         if isinstance(echo, Echo):
             echo.on_delivered = self.workload.on_delivered
@@ -186,14 +192,17 @@ class Host:
                 self._unmade[name] = str(error)
                 self._log("client.unmade", {"client": name, "error": str(error)})
                 return None
-        others = [int(partner["id"]) for partner in self._config["partners"]]
         if name == NvramMirror.name:
+            others = [number for number in self._partner_ids() if number in self._chosen.get(name, {number})]
             return NvramMirror(self._nvram, self.node_id, others)
         if name == Echo.name:
             return Echo()
         if name == FailoverMonitor.name:
             return FailoverMonitor(self._report_partner)
         raise ValueError(f"unknown client {name!r}, expected one of {', '.join([*CLIENT_IDS, *self._codes])}")
+
+    def _partner_ids(self) -> list[int]:
+        return [int(partner["id"]) for partner in self._config["partners"]]
 
     def _boot_client(self, client: Client, now: Instant) -> None:
         def log(word: str, fields: dict[str, object]) -> None:
@@ -221,8 +230,9 @@ class Host:
         accepted = tuple(str(other).encode() for other in self._config.get("cluster_keys_accepted", ()))
         least, most = self._config.get("versions") or OWN_VERSIONS
         return DriverConfig(
-            self.node_id, self.name, key, partners, self._ids, accepted, self._settings, (int(least), int(most))
-        )
+            self.node_id, self.name, key, partners, self._ids, accepted, self._settings, (int(least), int(most)),
+            self._chosen,
+        )  # fmt: skip
 
     def _note_lateness(self, now: Instant) -> bool:
         """Whether the loop was held up past a deadline."""
@@ -294,9 +304,16 @@ class Host:
             state = "crashed" if name in self._crashed else "running" if name in self._clients else "not made"
             found = errors.get(name, {"count": 0, "last": ""})
             states[name] = {
-                "state": state, "exceptions": found["count"], "last_exception": self._unmade.get(name, found["last"])
+                "state": state, "exceptions": found["count"], "last_exception": self._unmade.get(name, found["last"]),
+                "partners": self._partners_of(name),
             }  # fmt: skip
         return states
+
+    def _partners_of(self, client: str) -> list[str] | None:
+        """Names of the partners that were chosen for a client and are members; None: all."""
+        if client not in self._chosen:
+            return None
+        return [partner.name for partner in self.driver.partners.values() if partner.id in self._chosen[client]]
 
     def _workload_start(self, request: Mapping[str, Any], now: Instant) -> dict[str, Any]:
         self.workload.start(str(request.get("client")), request, now)

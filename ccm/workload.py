@@ -14,6 +14,7 @@ from emul.clock import Instant
 from emul.wire.icrc import crc32
 
 RECORD_BYTES_MAX = 1 << 20
+NOTHING_CHOSEN: Mapping[str, frozenset[int]] = {}
 
 
 class WorkloadError(ValueError):
@@ -26,7 +27,10 @@ class Workload:
     def __init__(
         self, clients: Mapping[str, Client], partners: Mapping[int, Partner], node: int, incarnation: int,
         client_ids: Mapping[str, int], history: HistoryWriter, seed: int,
+        chosen: Mapping[str, frozenset[int]] = NOTHING_CHOSEN,
     ) -> None:  # fmt: skip
+        """`chosen`: by client the partners that it has sessions with, where not all."""
+        self._chosen = chosen
         self._clients = clients
         self._partners = partners
         self._node = node
@@ -47,6 +51,8 @@ class Workload:
                 self._start_mirror(known, known.target, spec, now)
         elif isinstance(known, Echo):
             for partner in self._partners:
+                if partner not in self._chosen.get(client, self._partners):
+                    continue
                 self._start_echo(known, partner, spec, now)
         else:
             raise WorkloadError(f"no load for client {client!r}, there is one for {sorted(self._loadable())}")

@@ -89,7 +89,7 @@ def draw(topology: Topology) -> str:
 
 def _node_width(node: Node) -> float:
     chips = len(node.adapters) * (_chip_width(node) + _CHIP_GAP) + _CHIP_GAP
-    return max(chips, 150, 9 * len(node.name) + 40)
+    return max(chips, 150, 9 * len(node.name) + 40, 5.6 * max(map(len, _facts(node))) + 16)
 
 
 def _chip_width(node: Node) -> float:
@@ -163,7 +163,12 @@ def _facts(node: Node) -> Iterator[str]:
     kind = "" if node.kind == "netns" else f"{node.kind}, "
     yield f"{kind}NVRAM {format_size(node.nvram_bytes)}"
     if node.clients:
-        yield ", ".join(node.clients)
+        yield ", ".join(_client_words(node, client) for client in node.clients)
+
+
+def _client_words(node: Node, client: str) -> str:
+    chosen = node.partners.get(client)
+    return client if chosen is None else f"{client} ({' '.join(chosen)})"
 
 
 def _chip(sheet: _Sheet, node: Node, adapter: str, x: float, y: float) -> None:

@@ -75,6 +75,23 @@ class Plan:
         met |= {name for (name, _), (_, far) in self._plugs.items() if far.switch in reached}
         return [other for other in self.topology.nodes if other in met and other != node]
 
+    def is_chosen(self, client: str) -> bool:
+        """Whether a node has chosen partners for `client`."""
+        return any(client in node.partners for node in self.topology.nodes.values())
+
+    def session_partners(self, node: str, client: str) -> list[str]:
+        """The partners with which `client` on `node` is to have sessions, in the order of their ids: they run it too,
+        and neither side has chosen others.
+        """
+        nodes = self.topology.nodes
+        return [
+            other
+            for other in self.partners(node)
+            if client in nodes[node].clients and client in nodes[other].clients
+            and other in nodes[node].partners.get(client, (other,))
+            and node in nodes[other].partners.get(client, (node,))
+        ]  # fmt: skip
+
     def paths(self, node: str, partner: str) -> tuple[PathPlan, ...]:
         """The paths from `node` to `partner` by number; empty where there is none."""
         if node == partner:
@@ -105,6 +122,11 @@ class Plan:
             ],
             "partners": [self._partner_config(node, partner) for partner in self.partners(node)],
             "clients": list(plan.clients),
+            "client_partners": {
+                client: [self.node_ids[other] for other in self.session_partners(node, client)]
+                for client in plan.clients
+                if self.is_chosen(client)
+            },
             "client_code": [client.config() for client in self.topology.own_clients],
             "nvram": str(directory / "nvram.img"),
             "nvram_bytes": plan.nvram_bytes,

@@ -27,6 +27,7 @@ def topology_schema() -> Schema:
     _items(node["adapters"])["items"] = name
     client = {"type": "string", "pattern": name["pattern"], "maxLength": NAME_BYTES, "examples": list(CLIENTS)}
     _items(node["clients"])["items"] = client
+    cast("Schema", node["partners"])["propertyNames"] = {"pattern": name["pattern"], "maxLength": NAME_BYTES}
     own = cast("Schema", cast("Schema", schema["properties"])["client_code"])
     reference = {"type": "string", "pattern": ":[A-Za-z_][A-Za-z0-9_]*$", "description": f"Expected: {EXAMPLE}."}
     own["propertyNames"] = {"pattern": name["pattern"], "maxLength": NAME_BYTES}

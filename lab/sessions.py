@@ -14,12 +14,14 @@ def pairs(plan: Plan) -> list[tuple[str, str]]:
 
 
 def expected_sessions(plan: Plan) -> list[Session]:
-    """Every session that has to be there: of each client that both nodes of a pair run. A mirror has one partner that
-    it writes to and one that writes to it.
+    """Every session that has to be there: of each client that both nodes of a pair run and want with each other. A
+    mirror has one partner that it writes to and one that writes to it.
     """
     sessions = []
     for node, other in pairs(plan):
-        for client in sorted(set(plan.topology.nodes[node].clients) & set(plan.topology.nodes[other].clients)):
+        for client in sorted(plan.topology.nodes[node].clients):
+            if other not in plan.session_partners(node, client):
+                continue
             if client != MIRROR_CLIENT or (other in _neighbours(plan, node) and node in _neighbours(plan, other)):
                 number = plan.topology.client_names.index(client) + 1
                 sessions.append(Session(plan.node_ids[node], plan.node_ids[other], number))
@@ -41,8 +43,9 @@ def expected_streams(plan: Plan, scenario: Scenario) -> list[Session]:
 
 def _neighbours(plan: Plan, node: str) -> tuple[str, str]:
     """The node whose card mirrors that of `node`, and the one that `node` mirrors: the next and the former in the ring
-    of the node and its partners, in the order of their ids.
+    of the node and its partners (those that it has chosen), in the order of their ids.
     """
-    ring = sorted([node, *plan.partners(node)], key=lambda name: plan.node_ids[name])
+    others = plan.session_partners(node, MIRROR_CLIENT) if plan.is_chosen(MIRROR_CLIENT) else plan.partners(node)
+    ring = sorted([node, *others], key=lambda name: plan.node_ids[name])
     place = ring.index(node)
     return ring[(place + 1) % len(ring)], ring[place - 1]

@@ -7,7 +7,7 @@ bits a second. What addresses and paths follow from it is lab.plan's business.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ccm.settings import DEFAULTS, Settings
@@ -55,6 +55,8 @@ class Node:
     memory_bytes: int | None = None
     """Main memory that it may use at the most; None: all."""
     boot: BootTimes = BootTimes()
+    partners: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    """By client the nodes that it is to have sessions with; of a client that is not there: all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ name: ha-pair
 defaults: {nvram: 16MiB}                      # for every node that doesn't say otherwise
 nodes:
   a: {adapters: [ic0, ic1], clients: [nvram-mirror]}
+  b: {clients: [nvram-mirror, echo], partners: {nvram-mirror: [a], echo: all}}    # all is the default
 switches: [s0]
 cables:
   ic0: [a.ic0, b.ic0]                         # or {ends: [a.ic0, s0], delay: 2ms, rate: 1gbit}
@@ -16,11 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from ccm.exchange import CLIENTS_MAX
 from emul.clock import MILLISECOND
-from lab import own_clients, settings_file, units
+from lab import chosen_partners, own_clients, settings_file, units
 from lab.errors import InputError, Problem, did_you_mean
 from lab.own_clients import ClientCodeModel
 from lab.plan import Plan
@@ -67,6 +68,16 @@ class BootModel(FileModel):
     storage_os: Duration = Field(default=100 * MILLISECOND, alias="storage-os")
 
 
+_CHOICE_SCHEMA = {
+    "anyOf": [
+        {"const": chosen_partners.ALL},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True},
+    ],
+    "description": "The nodes that the client is to have sessions with; all: whoever is reached and wants it too.",
+}
+Choice = Annotated[list[str] | None, BeforeValidator(chosen_partners.parse_choice), WithJsonSchema(_CHOICE_SCHEMA)]
+
+
 class NodeModel(FileModel):
     """A node, or the defaults of all."""
 
@@ -74,6 +85,7 @@ class NodeModel(FileModel):
     adapters: list[str] | None = Field(default=None, min_length=1, max_length=ADAPTERS_PER_NODE_MAX)
     nvram: Size | None = None
     clients: list[str] | None = None
+    partners: dict[str, Choice] = Field(default_factory=dict)
     image: str | None = Field(default=None, min_length=1)
     cpus: float | None = Field(default=None, gt=0, le=1024, strict=False)
     memory: Size | None = None
@@ -141,6 +153,9 @@ def _build(document: Document, source: Path | None, directory: Path | None) -> T
     owned = own_clients.own_clients(model.client_code, wanted, directory)
     problems += _client_problems(document, model, [*CLIENTS, *owned])
     problems += own_clients.problems(document, model.client_code, owned)
+    choices = {name: node.partners for name, node in model.nodes.items() if node is not None}
+    chosen = chosen_partners.Checks(document, model.defaults.partners, choices, nodes)
+    problems += chosen.names([*CLIENTS, *owned])
     cables = _Cables(document, model, nodes)
     problems += cables.problems()
     if problems:
@@ -158,6 +173,9 @@ def _build(document: Document, source: Path | None, directory: Path | None) -> T
         raise InputError.several(
             [document.problem(("nodes", node.name), f"node {node.name} {message}", key=True) for node in lonely]
         )
+    contradictions = list(chosen.meaning(plan))
+    if contradictions:
+        raise InputError.several(in_file_order(contradictions))
     return topology
 
 
@@ -166,17 +184,19 @@ def _node(name: str, number: int, model: TopologyModel) -> Node:
     boot = own.boot or common.boot or BootModel()
     nvram = own.nvram if own.nvram is not None else common.nvram
     clients = own.clients if own.clients is not None else common.clients
+    running = tuple(DEFAULT_CLIENTS if clients is None else clients)
     return Node(
         name=name,
         id=number,
         kind=own.kind or common.kind or "netns",
         adapters=tuple(own.adapters or common.adapters or DEFAULT_ADAPTERS),
         nvram_bytes=DEFAULT_NVRAM_BYTES if nvram is None else nvram,
-        clients=tuple(DEFAULT_CLIENTS if clients is None else clients),
+        clients=running,
         image=own.image or common.image,
         cpus=own.cpus or common.cpus,
         memory_bytes=own.memory or common.memory,
         boot=BootTimes(boot.loader, boot.kernel, boot.storage_os),
+        partners=chosen_partners.chosen(common.partners, own.partners, running),
     )
 
 

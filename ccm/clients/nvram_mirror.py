@@ -1,8 +1,9 @@
 """The NVRAM mirror (C2, in its first form): each record on the own card and in the mirror half of a partner's.
 
-A card has two halves: the own log, and the mirror of another node's. The nodes of a cluster form a ring by their ids:
-each mirrors to the next one. A write is stored in the own half, then written into the partner's mirror half by RDMA at
-the same offset; it is committed when both are done, and commits come in the order of the writes.
+A card has two halves: the own log, and the mirror of another node's. The nodes of a cluster, or those that were chosen
+as each other's partners, form a ring by their ids: each mirrors to the next one. A write is stored in the own half,
+then written into the partner's mirror half by RDMA at the same offset; it is committed when both are done, and commits
+come in the order of the writes.
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ class Notes:
         status = BootStatus(stage, incarnation, action.progress, action.heartbeat, "")
         partner = wiring.partners[action.partner]
         for client in wiring.clients.values():
+            if not wiring.concerns(client, partner.id):
+                continue
             wiring.call(client, partial(client.on_partner_status, partner, status, wiring.now))
 
     def step(self, action: ac.NoteStep) -> None:

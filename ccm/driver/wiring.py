@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ccm import events as ev
@@ -53,6 +53,8 @@ class DriverConfig:
     settings: Settings = DEFAULTS
     versions: Versions = OWN_VERSIONS
     """Of the managers' protocol that this node speaks: (least, most)."""
+    client_partners: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    """By client the partners that it is to have sessions with; of a client that is not there: all."""
 
 
 class Wiring:
@@ -132,6 +134,11 @@ class Wiring:
             extra,
         )  # fmt: skip
 
+    def concerns(self, client: Client, partner: int) -> bool:
+        """Whether `client` has anything to do with `partner`: the configuration may have chosen others for it."""
+        chosen = self.config.client_partners.get(client.name)
+        return chosen is None or partner in chosen
+
     def call(self, client: Client, callback: Callable[[], None]) -> None:
         """Calls a client; what it raises stays here, and taking long is noted."""
         begun = self.clock() if self.clock is not None else 0
@@ -156,8 +163,10 @@ class Wiring:
 
     def open_session(self, client: Client, partner: Partner) -> None:
         """Asks the client what it needs of a partner, and the manager for a session. Raises NeedsError, and whatever
-        the client raises.
+        the client raises. Of partners that were not chosen for the client it is not asked.
         """
+        if not self.concerns(client, partner.id):
+            return
         needs: object = client.needs(partner)
         if needs is None:
             return

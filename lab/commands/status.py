@@ -90,7 +90,7 @@ def render(state: dict[str, Any]) -> str:
         [("PATH", "NO", "OVER", "STATE", "FOR", "LOSSES", "FENCE", "MTU", "RTT", "LIMIT")],
         [("SESSION", "CLIENT", "STATE", "FOR", "EPOCH", "ERRORS", "ROUTES")],
         [("CARD", "CARRIER", "SENT", "RECEIVED", "REPEATED", "TIMEOUTS", "NAKS", "DROPPED")],
-        [("NODE", "CLIENT", "STATE", "EXCEPTIONS", "THE LAST ONE")],
+        [("NODE", "CLIENT", "STATE", "WITH", "EXCEPTIONS", "THE LAST ONE")],
     ]
     _, nodes, partners, paths, sessions, cards, clients = tables
     for node, entry in state["nodes"].items():
@@ -106,8 +106,8 @@ def render(state: dict[str, Any]) -> str:
         found_cards = zip(names, host.get("adapters", ()), strict=False)
         cards += [(f"{node}.{name}", *card_cells(card)) for name, card in found_cards]
         for client, found in host.get("clients", {}).items():
-            if found["exceptions"] or found["state"] != "running":
-                clients.append((node, client, found["state"], str(found["exceptions"]), found["last_exception"]))
+            if found["exceptions"] or found["state"] != "running" or found.get("partners") is not None:
+                clients.append((node, *client_cells(client, found)))
     head = f"lab {state['lab']}, topology {state['topology']}, wire {state['wire']}"
     return "\n\n".join([head, *(table(_without_empty(rows)) for rows in tables if len(rows) > 1)])
 
@@ -203,6 +203,13 @@ def session_cells(session: dict[str, Any], now_ns: object = None) -> tuple[str, 
         str(session.get("client", "?")), state, age(session.get("since_ns"), now_ns),
         str(session.get("epoch", "?")), why(session.get("errors", 0), session.get("last_error", "")), routes,
     )  # fmt: skip
+
+
+def client_cells(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+    """Columns for one client: its state, the partners that were chosen for it, and what it raised."""
+    chosen, count = found.get("partners"), found["exceptions"]
+    partners = "" if chosen is None else ", ".join(chosen) or "none"
+    return (name, words(found["state"]), partners, str(count or ""), found["last_exception"])
 
 
 _DROPPED = (

@@ -97,7 +97,9 @@ def test_a_client_is_found_by_file_and_by_module(place: Path, reference: str) ->
     with Lab(Topology.load(topology(place, reference)), world="sim", seed=1) as lab:
         lab.wait_ready()
         status: Any = lab.hosts["a"].ask({"op": "status"})
-        assert status["clients"]["quiet"] == {"state": "running", "exceptions": 0, "last_exception": ""}
+        assert status["clients"]["quiet"] == {
+            "state": "running", "exceptions": 0, "last_exception": "", "partners": None
+        }  # fmt: skip
         sessions = status["partners"]["b"]["sessions"]
         assert {s["client"]: s["state"] for s in sessions} == {"echo": "READY", "quiet": "READY"}
     for name in ("mine", "chatty"):
