@@ -24,6 +24,8 @@ from emul.clock import MILLISECOND, Instant
 
 LOOKS_APART_NS = 5 * MILLISECOND
 """Between two observations of a card's looks that are compared; an idle card looks every 4 ms."""
+PROBE_MOST_NS = 150 * MILLISECOND
+"""A probe that a card has not completed by then, well or not, has lost its completion: retries end after 134 ms."""
 
 
 class Liveness:
@@ -114,6 +116,13 @@ class Liveness:
         if now > self.last_life_at:
             self.last_life_at = now
             self._base_at = max(self._base_at, now)
+
+    def forget_lost_probe(self) -> None:
+        """The path lives, and the probe under way should long have been answered: it may be asked again. Without that
+        a path on which work goes on, and so never falls silent, would be asked no more.
+        """
+        if self.probe_at is not None and self.last_life_at - self.probe_at > PROBE_MOST_NS:
+            self.probe_at = None
 
     def proven_since(self, moment: Instant) -> bool:
         """Whether two probes that were posted at `moment` or later, and not just after a silence, were answered."""

@@ -7,6 +7,7 @@ fence requests. Reports values; what they mean is decided in `ccm.peering`.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -61,8 +62,8 @@ SENDS_MAX = 48
 _STATUS_AT, _SEEN_AT, _SENDS_AT = 0, 256, 512
 _RECEIVES_AT = _SENDS_AT + RECEIVES_POSTED * RECEIVE_BYTES
 _SCRATCH_BYTES = _RECEIVES_AT + RECEIVES_POSTED * RECEIVE_BYTES
-_PROBE_WR = 0
-"""The request that reads the status page: the most frequent one, so it needs no entry of its own each time."""
+_PROBE = 1 << 48
+"""Bit in the wr_id of a read of the status page; below it is the request's number."""
 _GLANCE_BYTES = 8
 """Of the status page, only to see that small packets get through."""
 _SEEN_BYTES = slot_range(RecordKind.SEEN)[1]
@@ -102,12 +103,10 @@ class PeerLink:
         self._challenge = rng.randbytes(CHALLENGE_BYTES)
         self._reply: ConnectReply | None = None
         self._pending: dict[int, Callable[[], None]] = {}
-        self._before_probe = 1
-        """Requests with lower numbers were posted before the last probe."""
-        """What follows from the completion of a request; of a read of the status page, `_on_status`."""
-        self._next_wr = _PROBE_WR + 1
-        self._probes = 0
-        """Reads of the status page under way."""
+        """What follows from the completion of a request, by its number, in the order in which they were posted."""
+        self._probes: deque[int] = deque()
+        """Numbers of the reads of the status page under way: `_on_status` follows. They are the most frequent ones."""
+        self._next_wr = 1
         self._fences_sent = 0
         self._failed = False
         self._probing = False
@@ -167,11 +166,12 @@ class PeerLink:
     def read_status(self) -> None:
         """RDMA READ of the status page: StatusRead or StatusUnreadable follows."""
         reply, scratch = self._known_reply(), self.scratch
+        number, self._next_wr = self._next_wr, self._next_wr + 1
         self.qp.post_read(
-            _PROBE_WR, scratch.buf + _STATUS_AT, STATUS_READ_BYTES, scratch.lkey, reply.status_addr, reply.status_rkey
-        )
-        self._probes += 1
-        self._before_probe = self._next_wr
+            _PROBE | number, scratch.buf + _STATUS_AT, STATUS_READ_BYTES, scratch.lkey, reply.status_addr,
+            reply.status_rkey,
+        )  # fmt: skip
+        self._probes.append(number)
 
     def read_seen(self) -> None:
         """RDMA READ of the partner's SEEN record of this path: SeenRead follows."""
@@ -218,11 +218,14 @@ class PeerLink:
                 self._fail(completion.status.name)
         elif completion.opcode is WCOpcode.RECV:
             self._on_message(completion)
-        elif completion.wr_id == _PROBE_WR and self._probes:
-            self._probes -= 1
-            if not self._probes:
-                self._settle(self._before_probe)
-            self._on_status()
+        elif completion.wr_id & _PROBE:
+            number = completion.wr_id ^ _PROBE
+            self._settle(number)
+            if self._probes and self._probes[0] == number:
+                self._probes.popleft()
+                self._on_status()
+            else:
+                self._fail(f"completion of probe {number}, which is not under way")
         else:
             self._settle(completion.wr_id)
             then = self._pending.pop(completion.wr_id, None)
@@ -232,9 +235,13 @@ class PeerLink:
                 then()
 
     def _settle(self, below: int) -> None:
-        """Requests complete in their order: those before one that has are done, though their completions were lost."""
+        """Requests complete in their order: those before one that has are done, though their completions were lost.
+        Nothing is told of a probe among them: how long its answer took isn't known.
+        """
         while self._pending and next(iter(self._pending)) < below:
             self._pending.pop(next(iter(self._pending)))()
+        while self._probes and self._probes[0] < below:
+            self._probes.popleft()
 
     def silence(self) -> None:
         """Nothing more is told of this connection."""

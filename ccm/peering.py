@@ -484,6 +484,8 @@ class Peering:
         path = self.paths.get(event.path)
         if path is not None and path.proven:
             path.liveness.on_life(now=min(now, Instant(event.at)))
+            if path.relink_at is None:
+                path.liveness.forget_lost_probe()
             self._alive(path, now=now)
         for each in self.paths.paths:
             each.liveness.on_work(now=now)

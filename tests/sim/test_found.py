@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ccm.history import Kind
 from lab.api import run
 from lab.scenario import Scenario
@@ -63,6 +65,38 @@ def test_a_path_over_a_long_cable_stays_up() -> None:
     for node in evidence.nodes:
         assert {entry.extra for entry in evidence.of(node, Kind.PATH_UP)} == {0, 1}
         assert not [entry for entry in evidence.of(node, Kind.PATH_DOWN) if entry.at < evidence.close_at]
+
+
+def test_a_record_whose_completion_was_lost_does_not_hold_up_those_that_follow() -> None:
+    """Seed 52101: the write of one record completed without telling so, and what was published after it in its slot
+    (virtual interfaces made anew after a fault) waited for that completion for ever. The next request shows it.
+    """
+    for seed in (0, 4):
+        assert not wrong(
+            play(
+                """
+  - {at: 500ms, fault: adapter.qp_error, target: b.ic1, qp: client, count: 4}
+  - {at: 500500us, fault: adapter.cqe_lost, target: a.ic0, qp: path, side: send, count: 1, for: 400ms}
+""",
+                seed,
+            )
+        )
+
+
+@pytest.mark.parametrize("lost", [2, 3])
+def test_a_path_whose_probe_lost_its_completion_is_asked_again(lost: int) -> None:
+    """Seed 52110: while work went on the path never fell silent, so the probe under way was waited for without end; no
+    other one showed that the record behind it was written.
+    """
+    result = play(
+        f"""
+  - {{at: 300ms, fault: adapter.cqe_lost, target: a.ic0, qp: path, side: send, count: {lost}, for: 400ms}}
+  - {{at: 500ms, fault: adapter.qp_error, target: b.ic1, qp: client, count: 4}}
+""",
+        seed=52110,
+    )
+    assert not wrong(result)
+    assert not result.outcome.evidence.of(1, Kind.PATH_DOWN), "nor was the path at fault"
 
 
 LONG_AND_SHORT = """

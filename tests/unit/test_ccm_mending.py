@@ -10,6 +10,7 @@ import pytest
 from ccm.client import Client, Partner, Region, Session
 from ccm.history import Kind
 from ccm.lanes import RECEIVES_SPARE, REQUEST_MAX_NS
+from ccm.liveness import PROBE_MOST_NS
 from ccm.needs import Needs
 from ccm.reasons import Reason
 from ccm.session import MEND_TIMEOUT_NS, MENDS_MAX, REFUSED_FIRST_NS
@@ -166,6 +167,27 @@ def test_the_next_completion_shows_that_one_was_lost():
         world.run(MILLISECOND)
     assert receiver.got == [b"0", b"1", b"2", b"3", b"4"]
     assert not world.history(1, Kind.VIS_FAILED)
+
+
+@pytest.mark.parametrize("loads", [(MIRROR,), (MIRROR, ECHO)])
+def test_a_probe_whose_completion_was_lost_is_repeated_though_work_goes_on(loads: tuple[str, ...]):
+    """Work is life, so the path does not fall silent; unasked it would tell nothing of the partner's host any more."""
+    world = running(paths=1)
+    for name in loads:
+        load(world, 0, name, 512, 4)
+    world.run(100 * MILLISECOND)
+    probe = world.host(0).driver.manager.peerings[2].paths.paths[0].liveness
+    world.adapters[0][0].inject("cqe_lost", {"side": "send", "qp": "path"}, now=world.now)
+    world.run(50 * MILLISECOND)
+    asked_at = probe.probe_at
+    assert asked_at is not None and world.now - asked_at > 30 * MILLISECOND, "its answer was lost"
+    world.run(PROBE_MOST_NS - 60 * MILLISECOND)
+    assert probe.probe_at == asked_at, "its card may still be at it"
+    world.run(50 * MILLISECOND)
+    assert probe.probe_at is None or world.now - probe.probe_at < 10 * MILLISECOND
+    assert probe.proven_since(Instant(world.now - 20 * MILLISECOND))
+    for node in (0, 1):
+        assert not world.history(node, Kind.PATH_DOWN, Kind.ERROR_ALERT)
 
 
 class Greedy(Client):
