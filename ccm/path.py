@@ -123,6 +123,7 @@ class Path:
         self.liveness = Liveness(self.budget, now=now)
         self.pairing = Pairing(leads=leads)
         self.connect_by = now
+        """By when the connection is made, or the request of the handshake that is under way has its answer."""
         self.mtu = 1
         """The path MTU, as verbs encode it, of which our packets get through."""
         self.mtu_most = 0
@@ -202,7 +203,7 @@ class Path:
         if self.state is PathState.DOWN:
             return self.retry_at if self.carrier else None
         if self.state is PathState.HANDSHAKE:
-            return None if self.poll_posted else self.poll_at
+            return self.connect_by if self.asks else self.poll_at
         if self.state is PathState.FENCING:
             return self.fence_retry_at
         if self.state is PathState.CONNECTING:
@@ -218,6 +219,15 @@ class Path:
         """When the silence of a proven path has a consequence: suspicion or loss."""
         eager = self.state is PathState.UP
         return self.liveness.silent_at() if eager else self.liveness.silent_alone_at()
+
+    @property
+    def asks(self) -> bool:
+        """While in the handshake: whether a read or write of it is under way."""
+        return self.poll_posted or self.poll_at is None
+
+    def asks_now(self, *, now: Instant) -> None:
+        """A read or write of the handshake was posted. Its completion may be lost, and nothing else would tell."""
+        self.connect_by = Instant(now + self.settings.connect_timeout_ns)
 
     def poll_later(self, *, now: Instant) -> None:
         """The read of the handshake brought nothing: again, when its turn comes."""

@@ -144,8 +144,10 @@ class Peering:
             if now >= path.connect_by:
                 self._refuse(path, Reason.UNREACHABLE, "no answer", now=now)
         elif state is PathState.HANDSHAKE:
-            if not path.poll_posted and path.poll_at is not None and now >= path.poll_at:
-                self._poll(path)
+            if not path.asks and path.poll_at is not None and now >= path.poll_at:
+                self._poll(path, now=now)
+            elif path.asks and now >= path.connect_by:
+                self.failover.lose(path, Reason.COMPLETION_ERROR, now=now)
         elif state is PathState.FENCING:
             if path.fence_retry_at is not None and now >= path.fence_retry_at:
                 self.failover.request_fence(path, now=now)
@@ -185,7 +187,7 @@ class Peering:
         path.fence_epoch, path.mtu = event.fence_epoch, event.mtu
         path.remote_adapter = event.adapter
         path.take(Input.CONNECTED, now=now)
-        self._poll(path)
+        self._poll(path, now=now)
 
     def on_peer_refused(self, event: ev.PeerRefused, *, now: Instant) -> None:
         """No connection: again later."""
@@ -231,7 +233,7 @@ class Peering:
                 event.stage, event.incarnation
             ):
                 self._note_step(path, 1)
-                self._write_seen(path, 1)
+                self._write_seen(path, 1, now=now)
             else:
                 path.poll_later(now=now)
             return
@@ -273,7 +275,7 @@ class Peering:
         path.poll_posted = False
         if path.handshake.on_seen(event.record):
             self._note_step(path, 3)
-            self._write_seen(path, 2)
+            self._write_seen(path, 2, now=now)
         else:
             path.poll_later(now=now)
 
@@ -289,18 +291,20 @@ class Peering:
             return
         if path.handshake.step is Step.WRITE_SEEN and path.handshake.on_written(1):
             self._note_step(path, 2)
-            self._poll(path)
+            self._poll(path, now=now)
         elif path.handshake.step is Step.WRITE_KNOWN and path.handshake.on_written(2):
             self._note_step(path, 4)
             self._prove(path, now=now)
 
-    def _poll(self, path: Path) -> None:
+    def _poll(self, path: Path, *, now: Instant) -> None:
         path.poll_posted = True
+        path.asks_now(now=now)
         read = ReadSeen if path.handshake.step is Step.READ_SEEN else ReadStatus
         self.out.append(read(self.partner, path.index))
 
-    def _write_seen(self, path: Path, step: int) -> None:
+    def _write_seen(self, path: Path, step: int, *, now: Instant) -> None:
         path.poll_at = None
+        path.asks_now(now=now)
         path.seen_sequence = self.publisher.next_sequence()
         record = self.publisher.record(RecordKind.SEEN, path.index, Seen(step), path.seen_sequence)
         self.out.append(WriteRecord(self.partner, path.index, record))
@@ -369,13 +373,8 @@ class Peering:
             return
         if record.kind is RecordKind.SEEN:
             path = self.paths.get(record.index)
-            if (
-                path is not None
-                and path.state is PathState.HANDSHAKE
-                and not path.poll_posted
-                and path.poll_at is not None
-            ):
-                self._poll(path)
+            if path is not None and path.state is PathState.HANDSHAKE and not path.asks:
+                self._poll(path, now=now)
             return
         key = (record.kind, record.index)
         current = (record.writer_incarnation, record.partner_incarnation) == (

@@ -14,6 +14,7 @@ from ccm.liveness import PROBE_MOST_NS
 from ccm.needs import Needs
 from ccm.reasons import Reason
 from ccm.session import MEND_TIMEOUT_NS, MENDS_MAX, REFUSED_FIRST_NS
+from ccm.settings import DEFAULTS
 from emul.clock import MILLISECOND, SECOND, Instant
 from emul.memory import Memory
 from emul.regions import RegionTable
@@ -188,6 +189,22 @@ def test_a_probe_whose_completion_was_lost_is_repeated_though_work_goes_on(loads
     assert probe.proven_since(Instant(world.now - 20 * MILLISECOND))
     for node in (0, 1):
         assert not world.history(node, Kind.PATH_DOWN, Kind.ERROR_ALERT)
+
+
+@pytest.mark.parametrize("paths", [1, 2])
+@pytest.mark.parametrize("nth", range(1, 9))
+def test_a_path_comes_up_whichever_completion_of_its_handshake_is_lost(paths: int, nth: int):
+    """First those of the probe of its MTU, then those of the four steps and of the first records."""
+    world = TwoHosts(named=(MIRROR, ECHO), paths=paths)
+    world.adapters[0][paths - 1].inject("cqe_lost", {"side": "send", "qp": "path", "nth": nth}, now=world.now)
+    world.boot()
+
+    def all_up() -> bool:
+        ups = [{entry.extra for entry in world.history(node, Kind.PATH_UP)} for node in (0, 1)]
+        return ups == [set(range(paths))] * 2
+
+    assert world.run(2 * DEFAULTS.connect_timeout_ns, all_up)
+    assert world.run(SECOND, lambda: all_ready(world))
 
 
 class Greedy(Client):
