@@ -12,12 +12,14 @@ from ccm.reasons import Reason
 @dataclass(frozen=True, slots=True)
 class ConnectPeer:
     """Connect to the partner's firmware on `path`, with a path MTU of `mtu_most` at the most (as verbs encode it; 0:
-    the port's): PeerConnected or PeerRefused follows.
+    the port's): PeerConnected or PeerRefused follows. What is not answered is repeated after the usual time, doubled
+    `patience` times.
     """
 
     partner: int
     path: int
     mtu_most: int = 0
+    patience: int = 0
 
 
 @dataclass(frozen=True, slots=True)

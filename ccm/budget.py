@@ -15,7 +15,13 @@ from __future__ import annotations
 from enum import IntEnum
 
 from ccm.settings import DEFAULTS, Settings
-from emul.clock import SECOND, Instant
+from emul.clock import MILLISECOND, SECOND, Instant
+
+
+HELD_UP_NS = 20 * MILLISECOND
+"""A timer that comes so late was held up, and ..."""
+HELD_UP_FOR_NS = SECOND // 2
+"""... the node counts as held up for so long after."""
 
 
 class Rate(IntEnum):
@@ -31,7 +37,7 @@ class Rate(IntEnum):
 class Budget:
     """The probes of one node. Knows turns and nothing of paths but their number."""
 
-    __slots__ = ("_last", "connecting", "paths", "settings")
+    __slots__ = ("_held_up_until", "_last", "connecting", "paths", "settings")
 
     def __init__(self, settings: Settings = DEFAULTS) -> None:
         self.settings = settings
@@ -39,8 +45,18 @@ class Budget:
         """All paths to all partners."""
         self.connecting = 0
         """Those whose connection is being made."""
+        self._held_up_until = Instant(0)
         self._last = [Instant(0), Instant(0), Instant(0)]
         """By rate: the latest turn given out."""
+
+    def note_late(self, late_ns: int, *, now: Instant) -> None:
+        """A timer of this node came late by so much."""
+        if late_ns >= HELD_UP_NS:
+            self._held_up_until = Instant(now + HELD_UP_FOR_NS)
+
+    def held_up(self, *, now: Instant) -> bool:
+        """Whether this node was held up lately: the machine has more to do than it can."""
+        return now < self._held_up_until
 
     def turn(self, rate: Rate, *, now: Instant, after_ns: int | None = None) -> Instant:
         """When the next probe may be sent that is wanted `after_ns` from now (otherwise the rate's own interval)."""

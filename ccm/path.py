@@ -83,6 +83,16 @@ TABLE: dict[Input, dict[PathState, PathState]] = {
 }
 """(input, state) -> next state; a missing cell is an input that cannot come in that state."""
 
+PATIENCE_MAX = 2
+"""How often the time that an attempt to connect may take is doubled, once after each that brought no answer. Where
+everything takes longer than it should, who gives up and begins again only adds to what has to be done.
+"""
+SPREADS = 8
+"""Different spreads: from the second attempt on, times between attempts are longer by up to 7/16, so that the nodes of a
+cluster that started together don't stay in step.
+"""
+UNANSWERED = (Reason.UNREACHABLE, Reason.COMPLETION_ERROR, Reason.SILENT)
+"""Why an attempt ends that brought no answer, or began well and then got none."""
 HASTELESS = (Reason.WRONG_PROOF, Reason.WRONG_IDENTITY, Reason.DUPLICATE_IDENTITY)
 
 
@@ -92,15 +102,15 @@ class Path:
     __slots__ = (
         "adapter", "avoided", "budget", "carrier", "connect_by", "fence_attempts", "fence_epoch", "fence_number",
         "fence_retry_at", "fence_target", "handshake", "hold_down_ns", "index", "last_loss", "liveness", "losses",
-        "mtu", "mtu_lost", "mtu_most", "others", "pairing", "poll_at", "poll_posted", "reason", "relink_at",
-        "remote_adapter", "retry_at", "retry_ns", "seen_sequence", "settings", "since", "state", "up_since",
+        "mtu", "mtu_lost", "mtu_most", "others", "pairing", "patience", "poll_at", "poll_posted", "reason", "relink_at",
+        "remote_adapter", "retry_at", "retry_ns", "seen_sequence", "settings", "since", "spread", "state", "up_since",
     )  # fmt: skip
 
     def __init__(
         self, index: int, adapter: int, incarnation: int, budget: Budget | None = None, *, leads: bool,
-        others: bool = True, now: Instant,
+        others: bool = True, spread: int = 0, now: Instant,
     ) -> None:  # fmt: skip
-        """`others`: whether there are further paths to the partner."""
+        """`others`: whether there are further paths to the partner; `spread`: any number, differs between paths."""
         self.budget = budget if budget is not None else Budget()
         self.settings = self.budget.settings
         self.others = others
@@ -124,6 +134,10 @@ class Path:
         self.pairing = Pairing(leads=leads)
         self.connect_by = now
         """By when the connection is made, or the request of the handshake that is under way has its answer."""
+        self.patience = 0
+        """How often in a row an attempt to connect brought no answer, PATIENCE_MAX at the most: as often its time is
+        doubled."""
+        self.spread = spread % SPREADS
         self.mtu = 1
         """The path MTU, as verbs encode it, of which our packets get through."""
         self.mtu_most = 0
@@ -166,9 +180,9 @@ class Path:
         if what is not Input.FENCED:
             self.reason = reason
         if following is PathState.UP and former is not PathState.SUSPECT:
-            self.up_since = now
+            self.up_since, self.patience = now, 0
         elif following is PathState.CONNECTING:
-            self.connect_by = Instant(now + self.settings.connect_timeout_ns)
+            self.connect_by = Instant(now + (self.settings.connect_timeout_ns << self.patience))
         elif following is PathState.EXCHANGE:
             self.liveness = Liveness(self.budget, measured=False, now=now)
         elif following is PathState.DOWN:
@@ -227,7 +241,7 @@ class Path:
 
     def asks_now(self, *, now: Instant) -> None:
         """A read or write of the handshake was posted. Its completion may be lost, and nothing else would tell."""
-        self.connect_by = Instant(now + self.settings.connect_timeout_ns)
+        self.connect_by = Instant(now + (self.settings.connect_timeout_ns << self.patience))
 
     def poll_later(self, *, now: Instant) -> None:
         """The read of the handshake brought nothing: again, when its turn comes."""
@@ -249,10 +263,14 @@ class Path:
         self.handshake.restart()
         self.poll_at = self.relink_at = None
         self.fence_retry_at = None
+        if former in (PathState.CONNECTING, PathState.HANDSHAKE, PathState.EXCHANGE) and reason in UNANSWERED:
+            self.patience = min(PATIENCE_MAX, self.patience + 1)
         if reason is Reason.LARGE_PACKETS_LOST:
             wait = self.settings.retry_first_ns
         elif former in (PathState.CONNECTING, PathState.HANDSHAKE):
             wait = self.settings.refused_retry_ns if reason in HASTELESS else self.retry_ns
+            if self.retry_ns > self.settings.retry_first_ns:
+                wait += wait * self.spread // (2 * SPREADS)
             self.retry_ns = min(2 * self.retry_ns, self.settings.retry_most_ns)
         else:
             steady = now - self.up_since >= self.settings.steady_ns

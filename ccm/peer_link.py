@@ -133,9 +133,10 @@ class PeerLink:
         """Whether it failed, or was given up: nothing is told any more."""
         return self._failed
 
-    def connect(self, mtu_most: int = 0) -> Iterator[None]:
+    def connect(self, mtu_most: int = 0, patience: int = 0) -> Iterator[None]:
         """Sends the request, with a rest after each slow verb; with a path MTU of `mtu_most` at the most (0: the
-        port's). Raises RDMAError.
+        port's). The request, and on the connection everything, is repeated after a time doubled `patience` times.
+        Raises RDMAError.
         """
         me = self._me
         self.mtu = self._port.context.query_port(1).active_mtu
@@ -145,7 +146,9 @@ class PeerLink:
         self.qp.modify(QPAttr(qp_state=QPState.INIT))
         yield
         request = ConnectRequest(me.node_id, me.path, me.incarnation, self._challenge)
-        attr = QPAttr(path_mtu=self.mtu, timeout=PEER_TIMEOUT, retry_cnt=PEER_RETRIES, rnr_retry=PEER_RNR_RETRIES)
+        attr = QPAttr(
+            path_mtu=self.mtu, timeout=PEER_TIMEOUT + patience, retry_cnt=PEER_RETRIES, rnr_retry=PEER_RNR_RETRIES
+        )
         self._cm.connect(me.address, SERVICE_ID, request.emit(), attr)
 
     def on_cm_event(self, event: CmEvent, fence_epoch: int) -> None:

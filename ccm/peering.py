@@ -44,6 +44,8 @@ CONNECTING_MAX = 12
 """Attempts to connect that are under way at once: a large cluster that starts would otherwise have so many that the
 last of them ran out of time before it was begun.
 """
+CONNECTING_HELD_UP_MAX = 4
+"""The same of a node that was itself held up lately: then its partners probably are, too."""
 CONNECTING_WAIT_NS = 10 * MILLISECOND
 """Further ones look again after this time."""
 LATE_NS = 2 * MILLISECOND
@@ -87,7 +89,10 @@ class Peering:
         leads = node < partner.node
         self.paths = PathSet(
             [
-                Path(index, adapter, incarnation, self.budget, leads=leads, others=len(partner.paths) > 1, now=now)
+                Path(
+                    index, adapter, incarnation, self.budget, leads=leads, others=len(partner.paths) > 1,
+                    spread=3 * node + 5 * partner.node + index, now=now,
+                )  # fmt: skip
                 for index, adapter in partner.paths
             ]
         )
@@ -117,6 +122,7 @@ class Peering:
     def on_time(self, *, now: Instant) -> None:
         """Timers: attempts, polls, probes, silence, fence repetitions, failback. Needless calls do no harm."""
         if self._expected_at is not None and now - self._expected_at > LATE_NS:
+            self.budget.note_late(now - self._expected_at, now=now)
             for path in self.paths.paths:
                 path.liveness.credit(now - self._expected_at, now=now)
         self._expected_at = None
@@ -135,11 +141,12 @@ class Peering:
         state = path.state
         if state is PathState.DOWN:
             if path.carrier and path.retry_at is not None and now >= path.retry_at:
-                if self.budget.connecting >= CONNECTING_MAX:
+                most = CONNECTING_HELD_UP_MAX if self.budget.held_up(now=now) else CONNECTING_MAX
+                if self.budget.connecting >= most:
                     path.retry_at = Instant(now + CONNECTING_WAIT_NS)
                     return
                 path.take(Input.DUE, now=now)
-                self.out.append(ConnectPeer(self.partner, path.index, path.mtu_most))
+                self.out.append(ConnectPeer(self.partner, path.index, path.mtu_most, path.patience))
         elif state is PathState.CONNECTING:
             if now >= path.connect_by:
                 self._refuse(path, Reason.UNREACHABLE, "no answer", now=now)

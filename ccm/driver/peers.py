@@ -34,6 +34,10 @@ class PeerDriver:
         self._links: dict[tuple[int, int], PeerLink] = {}
         self._by_number: dict[tuple[int, int], tuple[int, int]] = {}
         """(adapter, number of the connection there) -> key of the link."""
+        self._wanted: dict[tuple[int, int], ac.ConnectPeer] = {}
+        """Attempts that were not given up yet: one that is while it waits for its turn is not made. Otherwise its
+        answer could be taken for that of the attempt after it, which then goes on over a connection that is closed.
+        """
         self._outboxes: dict[tuple[int, int], MR] = {}
         self._glances: dict[int, dict[tuple[int, int], bytes]] = {}
         """By partner: what each slot of its inbox began with when it was last read."""
@@ -106,11 +110,13 @@ class PeerDriver:
 
     def connect_peer(self, action: ac.ConnectPeer) -> None:
         """Queues the attempt."""
+        self._wanted[action.partner, action.path] = action
         self._wiring.chores.add(self._connecting(action), now=self._wiring.now)
 
     def disconnect_peer(self, action: ac.DisconnectPeer) -> None:
         """Nothing more is heard from now on; parting may wait."""
         key = (action.partner, action.path)
+        self._wanted.pop(key, None)
         if key in self._links:
             self._links[key].silence()
         self._wiring.chores.add(self._disconnecting(key), now=self._wiring.now, put_off=True)
@@ -158,6 +164,8 @@ class PeerDriver:
 
     def _connecting(self, action: ac.ConnectPeer) -> Iterator[None]:
         wiring, key = self._wiring, (action.partner, action.path)
+        if self._wanted.get(key) is not action:
+            return
         port = wiring.port_of(*key)
         if port is None:
             wiring.tell(ev.PeerRefused(*key, Reason.VERBS_FAILED, "the adapter is dead"))
@@ -175,8 +183,10 @@ class PeerDriver:
         try:
             outbox = self._outbox(port, action.partner)
             yield
+            if self._wanted.get(key) is not action:
+                return
             link = self._links[key] = PeerLink(port, identity, wiring.node, outbox, self._rng, wiring.tell)
-            yield from link.connect(action.mtu_most)
+            yield from link.connect(action.mtu_most, action.patience)
             self._by_number[port.index, link.number] = key
         except RDMAError as error:
             wiring.note_gone(error)

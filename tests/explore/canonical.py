@@ -26,7 +26,7 @@ ARMED = {
 """Instants: None or not is what counts."""
 DROPPED = {
     # clocks and measured times
-    "since", "up_since", "connect_by", "retry_ns", "hold_down_ns", "rtt_ns", "_answered", "_base_at", "_busy_until",
+    "since", "up_since", "connect_by", "retry_ns", "patience", "spread", "hold_down_ns", "rtt_ns", "_answered", "_base_at", "_busy_until",
     "_budget", "_rate", "budget", "_window_at", "_worst_before_ns", "_worst_ns", "_shaken_until", "last_life_at",
     "next_probe_at", "_told_at", "_expected_at", "_looks_at", "_excused_until", "settings", "_settings",
     "refused_ns",
