@@ -17,7 +17,6 @@ from enum import IntEnum
 from ccm.settings import DEFAULTS, Settings
 from emul.clock import MILLISECOND, SECOND, Instant
 
-
 HELD_UP_NS = 20 * MILLISECOND
 """A timer that comes so late was held up, and ..."""
 HELD_UP_FOR_NS = SECOND // 2

@@ -88,8 +88,8 @@ PATIENCE_MAX = 2
 everything takes longer than it should, who gives up and begins again only adds to what has to be done.
 """
 SPREADS = 8
-"""Different spreads: from the second attempt on, times between attempts are longer by up to 7/16, so that the nodes of a
-cluster that started together don't stay in step.
+"""Different spreads: from the second attempt on, times between attempts are longer by up to 7/16, so that the nodes of
+a cluster that started together don't stay in step.
 """
 UNANSWERED = (Reason.UNREACHABLE, Reason.COMPLETION_ERROR, Reason.SILENT)
 """Why an attempt ends that brought no answer, or began well and then got none."""

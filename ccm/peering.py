@@ -87,12 +87,12 @@ class Peering:
         self.leaving = False
         """The partner is about to be no partner any more (`ccm.membership`)."""
         leads = node < partner.node
+        others, spread = len(partner.paths) > 1, 3 * node + 5 * partner.node
         self.paths = PathSet(
             [
                 Path(
-                    index, adapter, incarnation, self.budget, leads=leads, others=len(partner.paths) > 1,
-                    spread=3 * node + 5 * partner.node + index, now=now,
-                )  # fmt: skip
+                    index, adapter, incarnation, self.budget, leads=leads, others=others, spread=spread + index, now=now
+                )
                 for index, adapter in partner.paths
             ]
         )

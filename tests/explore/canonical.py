@@ -26,10 +26,10 @@ ARMED = {
 """Instants: None or not is what counts."""
 DROPPED = {
     # clocks and measured times
-    "since", "up_since", "connect_by", "retry_ns", "patience", "spread", "hold_down_ns", "rtt_ns", "_answered", "_base_at", "_busy_until",
+    "since", "up_since", "connect_by", "retry_ns", "hold_down_ns", "rtt_ns", "_answered", "_base_at", "_busy_until",
     "_budget", "_rate", "budget", "_window_at", "_worst_before_ns", "_worst_ns", "_shaken_until", "last_life_at",
     "next_probe_at", "_told_at", "_expected_at", "_looks_at", "_excused_until", "settings", "_settings",
-    "refused_ns",
+    "refused_ns", "patience", "spread",
     # only for people
     "reason", "losses", "last_loss", "readies", "breaks", "last_error", "refused", "last_refusal", "steps_taken",
     # the source of sequence numbers, which are numbered anew; constants; links back
