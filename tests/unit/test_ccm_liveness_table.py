@@ -64,6 +64,13 @@ def running_again() -> Liveness:
     return liveness
 
 
+def unknown() -> Liveness:
+    """Silent, and nothing is known of the cards."""
+    liveness = silent()
+    liveness.on_looks(0, 0, ms(-10), now=ms(-9))
+    return liveness
+
+
 def shaken() -> Liveness:
     """The last answer took 18 ms, longer than the least limit."""
     liveness = Liveness(now=ms(-20))
@@ -80,7 +87,7 @@ def working() -> Liveness:
     return liveness
 
 
-SITUATIONS = (calm, asked, silent, standing, running_again, shaken, working)
+SITUATIONS = (calm, asked, silent, standing, running_again, unknown, shaken, working)
 
 
 def answered_twice(liveness: Liveness) -> None:
@@ -104,25 +111,25 @@ INPUTS: dict[str, Callable[[Liveness], object]] = {
     "our card stands still": lambda live: live.on_looks(OWN, REMOTE + 1, NOW, now=NOW),
     "the partner's card stands still": lambda live: live.on_looks(OWN + 1, REMOTE, NOW, now=NOW),
     "nothing is known of the cards": lambda live: live.on_looks(0, 0, NOW, now=NOW),
-    "a look from before the probe": lambda live: live.on_looks(OWN, REMOTE, ms(-50), now=NOW),
+    "looks from before the probe": lambda live: [live.on_looks(OWN, REMOTE, ms(at), now=NOW) for at in (-300, -290)],
     "our process was not run for 10 ms": lambda live: live.credit(10 * MILLISECOND, now=NOW),
     "work completes, and a completion may be lost": lambda live: (live.on_life(now=NOW), live.forget_lost_probe()),
 }
 TABLE = {
-    # calm, asked, silent, standing, running again, shaken, working
-    "nothing": "- 4 -4 -4x230 -4x7 - 15",
-    "a probe is sent": "12 11 11 11 11 52 15",
-    "the answer": "- - - - - - -",
-    "two or three answers": "-p -p - - - - -",
-    "work completes on the path": "- 16 16 16x230 16x7 - 16",
-    "work completes on another path": "- 4 -4 -4x230 -4x7 - 15",
-    "both cards look": "- 4 -4 -4x16 -4x7 - 15",
-    "our card stands still": "- 4 -4 -4x230 -4x230 - 15",
-    "the partner's card stands still": "- 4 -4 -4x230 -4x230 - 15",
-    "nothing is known of the cards": "- 4 -4 -4x16 -4x7 - 15",
-    "a look from before the probe": "- 4 -4 -4x230 -4x7 - 15",
-    "our process was not run for 10 ms": "- 14 6 6x230 6x7 - 16",
-    "work completes, and a completion may be lost": "- 16 16 16x230 16x7 - -",
+    # calm, asked, silent, standing, running_again, unknown, shaken, working
+    "nothing": "- 4 -4 -4x230 -4x7 -4 - 15",
+    "a probe is sent": "12 11 11 11 11 11 52 15",
+    "the answer": "- - - - - - - -",
+    "two or three answers": "-p -p - - - - - -",
+    "work completes on the path": "- 16 16 16x230 16x7 16 - 16",
+    "work completes on another path": "- 4 -4 -4x230 -4x7 -4 - 15",
+    "both cards look": "- 4 -4 -4x16 -4x7 -4 - 15",
+    "our card stands still": "- 4 -4 -4x230 -4x230 -4 - 15",
+    "the partner's card stands still": "- 4 -4 -4x230 -4x230 -4 - 15",
+    "nothing is known of the cards": "- 4 -4 -4x16 -4x7 -4 - 15",
+    "looks from before the probe": "- 4 -4 -4x230 -4x7 -4 - 15",
+    "our process was not run for 10 ms": "- 14 6 6x230 6x7 6 - 16",
+    "work completes, and a completion may be lost": "- 16 16 16x230 16x7 16 - -",
 }
 
 

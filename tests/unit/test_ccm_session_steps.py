@@ -81,7 +81,8 @@ class Side:
         alerts = {ac.AlertReady: "r", ac.AlertError: "e", ac.AlertClosed: "c"}
         marks = "".join(alerts.get(type(action), "") for action in self.out[mark:])
         higher = "+" * (self.session.epoch > EPOCH)
-        return "CWPORX"[self.session.state] + higher + marks
+        held = "m" * bool(self.session.mending) + "s" * bool(self.session.stranded)
+        return "CWPORX"[self.session.state] + higher + marks + held
 
 
 def closed() -> Side:
@@ -109,11 +110,17 @@ def preparing() -> Side:
     return side
 
 
-def offered() -> Side:
-    """Usable, and the partner was told that we are ready."""
+def untold() -> Side:
+    """Usable, and the partner is being told that we are ready."""
     side = preparing()
     side.session.state = SessionState.OFFERED
     side.connected()
+    return side
+
+
+def offered() -> Side:
+    """It was told."""
+    side = untold()
     side.told()
     return side
 
@@ -151,7 +158,7 @@ def closing() -> Side:
     return side
 
 
-SITUATIONS = (closed, waiting, refused, preparing, offered, ready, mending, stranded, closing)
+SITUATIONS = (closed, waiting, refused, preparing, untold, offered, ready, mending, stranded, closing)
 
 
 def lose_path(side: Side) -> None:
@@ -179,6 +186,9 @@ INPUTS: dict[str, Callable[[Side], object]] = {
         for word, off in (("former", -1), ("same", 0), ("later", 1))
     },
     "it needs something else": needs_differ,
+    "it holds other manifests": lambda side: side.set.on_partner_sessions(
+        Sessions(side.set.digest() + 1, (SessionEntry(CLIENT, Phase.PROPOSED, EPOCH),))
+    ),
     "its ends are gone": lambda side: side.partner_has(()),
     "it has made its ends anew": lambda side: side.partner_has(ANEW),
     "both ends are connected": Side.connected,
@@ -189,32 +199,35 @@ INPUTS: dict[str, Callable[[Side], object]] = {
     "more time passes": later(MOST_NS),
 }
 TABLE = {
-    # closed, waiting, refused, preparing, offered, ready, mending, stranded, closing
-    "nothing": "C W W P O R R R X",
-    "it has no such session": "C W W P O R R R X",
-    "proposed, former epoch": "C W W P O R R R X",
-    "proposed, same epoch": "C P W P O R R R X",
-    "proposed, later epoch": "C P+ W+ P+ P+ P+e P+e P+e X",
-    "ready, former epoch": "C W W P O R R R X",
-    "ready, same epoch": "C P W P Rr R R R X",
-    "ready, later epoch": "C P+ W+ P+ P+ P+e P+e P+e X",
-    "closed, former epoch": "C W W P O R R R X",
-    "closed, same epoch": "C W W W+ W+ W+c W+c W+c X",
-    "closed, later epoch": "C W W W+ W+ W+c W+c W+c X",
-    "refused, former epoch": "C W W P O R R R X",
-    "refused, same epoch": "C W W P O R R R X",
-    "refused, later epoch": "C W+ W+ W+ W+ W+e W+e W+e X",
-    "it needs something else": "C W W P O R R R X",
-    "its ends are gone": "C W W P W+ R R R X",
-    "it has made its ends anew": "C W W P O R R R X",
-    "both ends are connected": "C W W O O R R R X",
-    "it has read what we say": "C W W P O R R R X",
-    "it has read it, and closes too": "C W W W+ W+ W+c W+c W+c Cc",
-    "the path is lost": "C W W P W+ R R R Cc",
-    "time passes": "C W W P O R R R X",
-    "more time passes": "C W P P O R W+e W+e Cc",
+    # closed, waiting, refused, preparing, untold, offered, ready, mending, stranded, closing
+    "nothing": "C W W P O O R Rm Rs X",
+    "it has no such session": "C W W P O O R Rm Rs X",
+    "proposed, former epoch": "C W W P O O R Rm Rs X",
+    "proposed, same epoch": "C P W P O O R Rm Rs X",
+    "proposed, later epoch": "C P+ W+ P+ P+ P+ P+e P+e P+e X",
+    "ready, former epoch": "C W W P O O R Rm Rs X",
+    "ready, same epoch": "C P W P O Rr R Rm Rs X",
+    "ready, later epoch": "C P+ W+ P+ P+ P+ P+e P+e P+e X",
+    "closed, former epoch": "C W W P O O R Rm Rs X",
+    "closed, same epoch": "C W W W+ W+ W+ W+c W+c W+c X",
+    "closed, later epoch": "C W W W+ W+ W+ W+c W+c W+c X",
+    "refused, former epoch": "C W W P O O R Rm Rs X",
+    "refused, same epoch": "C W W P O O R Rm Rs X",
+    "refused, later epoch": "C W+ W+ W+ W+ W+ W+e W+e W+e X",
+    "it needs something else": "C W W P O O R Rm Rs X",
+    "it holds other manifests": "C W W P O O R Rm Rs X",
+    "its ends are gone": "C W W P W+ W+ R Rs Rs X",
+    "it has made its ends anew": "C W W P O O R Rs Rs X",
+    "both ends are connected": "C W W O O O R Rm R X",
+    "it has read what we say": "C W W P O O R Rm Rs X",
+    "it has read it, and closes too": "C W W W+ W+ W+ W+c W+c W+c Cc",
+    "the path is lost": "C W W P W+ W+ R Rm Rs Cc",
+    "time passes": "C W W P O O R Rm Rs X",
+    "more time passes": "C W P P O O R W+e W+e Cc",
 }
-"""State: Closed Waiting Preparing Offered Ready X closing; "+" with a higher epoch; alerts: ready, error, closed."""
+"""State: Closed Waiting Preparing Offered Ready X closing; "+" with a higher epoch; alerts: ready, error, closed; then
+"m", "s": work waits for ends that failed, or for queue pairs.
+"""
 
 
 @pytest.mark.parametrize("what", INPUTS)
@@ -248,6 +261,12 @@ def test_a_session_that_is_mended_or_stranded_says_over_which_path_it_goes_on() 
         side.set.advance(now=NOW)
         assert side.session.routes == {0: 0} and not side.session.stranded
         assert any(isinstance(action, ac.Route) for action in side.out[mark:])
+
+
+def test_a_partner_that_refuses_is_the_reason_why_it_waits() -> None:
+    side = waiting()
+    side.partner_says(Phase.REFUSED)
+    assert side.settle() == "W" and side.session.reason is Reason.PARTNER_REFUSED
 
 
 def test_the_reason_of_a_break_is_told() -> None:
