@@ -250,6 +250,25 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
+class ViLoad:
+    """What a virtual interface had in flight, in bytes: the mean of several looks."""
+
+    client: int
+    epoch: int
+    vi: int
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSeen:
+    """A window of time is over: what the virtual interfaces to `partner` had in flight; who is not there had nothing.
+    """
+
+    partner: int
+    loads: tuple[ViLoad, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PathAvoided:
     """Somebody wants the path to be left alone while there is another (before work on a cable), or no longer."""
 
@@ -280,5 +299,6 @@ Event = (
     | PeerConnected | PeerRefused | PeerLost | StatusRead | StatusUnreadable | SeenRead
     | RecordWritten | RecordArrived | RecordRefused | FenceAnswered | FencedByPartner | DoubleRefused
     | VersionRefused | LifeSeen
-    | LanesOpened | LanesConnected | LanesFailed | ViFailed | Moved | PathAvoided | ClientOpened | ClientClosed
+    | LanesOpened | LanesConnected | LanesFailed | ViFailed | Moved | LoadSeen | PathAvoided | ClientOpened
+    | ClientClosed
 )  # fmt: skip

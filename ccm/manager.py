@@ -170,6 +170,7 @@ def _handlers(peering: Peering) -> dict[type, Callable[..., None]]:
         ev.LanesFailed: peering.on_lanes_failed,
         ev.ViFailed: peering.on_vi_failed,
         ev.Moved: peering.on_moved,
+        ev.LoadSeen: peering.on_load,
         ev.PathAvoided: peering.on_avoided,
         ev.ClientOpened: peering.on_client_opened,
         ev.ClientClosed: peering.on_client_closed,

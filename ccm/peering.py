@@ -23,6 +23,7 @@ from ccm.actions import (
     TellPartnerStatus,
     WriteRecord,
 )  # fmt: skip
+from ccm.balance import LoadBalance
 from ccm.budget import Budget
 from ccm.exchange import Info, Manifest, PathInfo, Record, RecordKind, Seen, Sessions
 from ccm.failover import Failover
@@ -35,6 +36,7 @@ from ccm.peerinfo import OWN_VERSIONS, Versions
 from ccm.publisher import Publisher
 from ccm.reasons import Reason
 from ccm.sessions import SessionSet
+from ccm.settings import BY_BYTES
 from ccm.settling import Settling
 from emul.clock import MILLISECOND, Instant, earliest
 
@@ -103,6 +105,7 @@ class Peering:
         self.partner_incarnation = 0
         """The highest incarnation of the partner's host that was read; 0: none yet."""
         self.partner_stage = -1
+        self._balance = LoadBalance()
         self._sequences: dict[tuple[RecordKind, int], int] = {}
         self._told_at = now
         self._expected_at: Instant | None = None
@@ -507,6 +510,18 @@ class Peering:
     def on_moved(self, event: ev.Moved, *, now: Instant) -> None:
         """A virtual interface sends over another path now."""
         self.sessions.on_moved(event.client, event.epoch, event.vi, event.path)
+
+    def on_load(self, event: ev.LoadSeen, *, now: Instant) -> None:
+        """What went over which path lately: a virtual interface moves where the shares are too uneven."""
+        if self.settings.balance != BY_BYTES or not self.settling.may_move():
+            return
+        carried = self.sessions.carried({(load.client, load.epoch, load.vi): load.in_flight for load in event.loads})
+        if carried is None:
+            self._balance.skip()
+            return
+        relief = self._balance.on_window(carried, now=now)
+        if relief is not None:
+            self.sessions.move(relief.client, relief.vi, relief.target)
 
     def _alive(self, path: Path, *, now: Instant) -> None:
         if path.state is PathState.SUSPECT:

@@ -6,6 +6,8 @@ queue pairs) and takes each step that is due; called again without news it does 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ccm.actions import (
     Action,
     AlertClosed,
@@ -19,6 +21,7 @@ from ccm.actions import (
     RememberEpoch,
     Route,
 )  # fmt: skip
+from ccm.balance import Carried
 from ccm.exchange import EPOCH_MAX, LaneEntry, Manifest, RecordKind, SessionEntry, Sessions
 from ccm.needs import Needs, build_manifest, client_key, compare, difference, find_entry, manifests_digest
 from ccm.pairing import Lane
@@ -257,8 +260,29 @@ class SessionSet:
             for vi, current in sorted(session.routes.items()):
                 path = self._paths.choose(session.client, session.epoch, self._turn(session, vi))
                 if path is not None and path.index != current and vi not in session.moving:
-                    session.moving[vi] = path.index
-                    self._out.append(Move(self._partner, session.client, vi, path.index))
+                    self.move(session.client, vi, path.index)
+
+    def move(self, client: int, vi: int, path: int) -> None:
+        """Moves one virtual interface of a READY session to another path that it may go over."""
+        self.sessions[client].moving[vi] = path
+        self._out.append(Move(self._partner, client, vi, path))
+
+    def carried(self, in_flight: Mapping[tuple[int, int, int], int]) -> list[Carried] | None:
+        """The virtual interfaces of all READY sessions with what each carries; None while some are on their way to
+        another path. `in_flight`: bytes by (client, epoch, VI).
+        """
+        found = []
+        for session in self.sessions.values():
+            if session.state is not SessionState.READY:
+                continue
+            if session.moving or session.stranded or session.mending:
+                return None
+            able = tuple(path.index for path in self._paths.candidates(session.client, session.epoch))
+            found += [
+                Carried(session.client, vi, path, in_flight.get((session.client, session.epoch, vi), 0), able)
+                for vi, path in sorted(session.routes.items())
+            ]
+        return found
 
     def on_moved(self, client: int, epoch: int, vi: int, path: int) -> None:
         """A move is complete."""

@@ -88,8 +88,10 @@ class Settings:
     """Whether virtual interfaces move back to a path that came up; otherwise it carries what is opened from then on."""
     failback_after_ns: int = 100 * MILLISECOND
     """How long a path must be up again before virtual interfaces move back to it."""
-    balance: bool = True
-    """Whether virtual interfaces are spread over the paths; otherwise all go over the first one that is usable."""
+    balance: str | bool = "vi"
+    """How virtual interfaces are spread over the paths: `vi` (or True), as many on each; `bytes`, by what they have in
+    flight as well; False: all go over the first path that is usable.
+    """
 
     # sessions
     stranded_timeout_ns: int = SECOND
@@ -105,6 +107,10 @@ class Settings:
         for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise SettingsError(name, f"{name} is {getattr(self, name)!r}, expected true or false")
+        if type(self.balance) not in (str, bool) or self.balance not in BALANCES:
+            raise SettingsError("balance", f"balance is {self.balance!r}, expected vi, bytes, True or False")
+        if self.balance == BY_BYTES and not self.failback:
+            raise SettingsError("failback", BYTES_NEED_FAILBACK)
         for lower, upper in ORDERED:
             low, high = getattr(self, lower), getattr(self, upper)
             if low > high:
@@ -141,7 +147,11 @@ RANGES: Final[dict[str, tuple[int, int]]] = {
     "close_timeout_ns": (MILLISECOND, 60 * SECOND),
 }  # fmt: skip
 """Least and most of each figure. Intervals have no 0: a timer that is always due would keep the host busy for ever."""
-SWITCHES: Final = ("failback", "balance")
+SWITCHES: Final = ("failback",)
+BY_BYTES: Final = "bytes"
+BALANCES: Final = ("vi", BY_BYTES, True, False)
+"""What `balance` may be; True is another word for vi."""
+BYTES_NEED_FAILBACK: Final = "balance: bytes moves virtual interfaces between living paths, failback: false keeps them"
 ORDERED: Final = (
     ("probe_interval_ns", "idle_probe_interval_ns"),
     ("limit_floor_ns", "limit_most_ns"),

@@ -6,17 +6,31 @@ Its keys are the fields of `ccm.settings.Settings`, durations without their `_ns
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
-from pydantic import ConfigDict
+from pydantic import BeforeValidator, ConfigDict, WithJsonSchema
 
-from ccm.settings import DEFAULTS, ORDERED, RANGES, Settings
+from ccm.settings import BALANCES, BY_BYTES, BYTES_NEED_FAILBACK, DEFAULTS, ORDERED, RANGES, Settings
 from lab import units
-from lab.errors import Problem
+from lab.errors import Problem, did_you_mean
 from lab.validation import Duration, FileModel
 from lab.yaml_tree import Document
 
 BLOCK = "ccm"
 _NS = "_ns"
+
+
+def _parse_balance(value: object) -> str | bool:
+    """`true` means `vi`. Raises ValueError."""
+    if value is True:
+        return "vi"
+    if value is False or (isinstance(value, str) and value in BALANCES):
+        return value
+    hint = did_you_mean(value, ["vi", BY_BYTES]) if isinstance(value, str) else ""
+    raise ValueError(f"expected vi, bytes, true (vi) or false, found {units.found(value)}{hint}")
+
+
+Balance = Annotated[str | bool, BeforeValidator(_parse_balance), WithJsonSchema({"enum": list(BALANCES)})]
 
 
 class SettingsModel(FileModel):
@@ -74,8 +88,8 @@ class SettingsModel(FileModel):
     """Whether sessions move back to a path that came up."""
     failback_after: Duration = DEFAULTS.failback_after_ns
     """How long it must be up before they do."""
-    balance: bool = DEFAULTS.balance
-    """Whether sessions are spread over the paths; otherwise they all use the first one that is usable."""
+    balance: Balance = DEFAULTS.balance
+    """Sessions are spread over the paths by number (vi) or by bytes in flight, too; false: all use the first one."""
     stranded_timeout: Duration = DEFAULTS.stranded_timeout_ns
     """How long a session waits for queue pairs on a path that has just come up."""
     close_timeout: Duration = DEFAULTS.close_timeout_ns
@@ -87,8 +101,10 @@ def key_of(field: str) -> str:
     return field.removesuffix(_NS)
 
 
-def shown(field: str, value: int) -> str:
+def shown(field: str, value: int | str) -> str:
     """A value of a field, as a file has it."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, bool):
         return "true" if value else "false"
     return units.format_duration(value) if field.endswith(_NS) else str(value)
@@ -108,6 +124,8 @@ def problems(document: Document, model: SettingsModel) -> Iterator[Problem]:
             outside.add(field)
             text = f"expected {shown(field, least)} to {shown(field, most)}, found {shown(field, value)}"
             yield document.problem((BLOCK, key_of(field)), f"{key_of(field)}: {text}")
+    if model.balance == BY_BYTES and not model.failback:
+        yield document.problem((BLOCK, "failback"), f"failback: expected true, found false: {BYTES_NEED_FAILBACK}")
     for lower, upper in ORDERED:
         low, high = getattr(model, key_of(lower)), getattr(model, key_of(upper))
         if low > high and not outside & {lower, upper}:

@@ -126,6 +126,7 @@ class Driver:
                 port.drain()  # what has come counts before anything is found late
         self._sessions.tell_life()
         self._sessions.find_stuck()
+        self._sessions.tell_loads()
         if self._reopen_at is not None and now >= self._reopen_at:
             self._reopen_ports()
         self.take_events(wiring.now)

@@ -9,10 +9,12 @@ from functools import partial
 from ccm import actions as ac
 from ccm import events as ev
 from ccm.client import Client, Partner, Region, Session
+from ccm.driver.loads import LoadMeter
 from ccm.driver.wiring import SLOW_NS, Wiring, checked_region
 from ccm.history import Kind
 from ccm.lanes import REQUEST_MAX_NS, Lanes, PathLife
 from ccm.needs import Needs, NeedsError
+from ccm.settings import BY_BYTES
 from ccm.stream import Stream
 from emul.clock import MILLISECOND, Instant, after
 from emul.errors import DeviceGone, RDMAError
@@ -44,6 +46,7 @@ class SessionDriver:
         """Of the paths that carry virtual interfaces: `tell_life` looks at each of them in each turn."""
         self._moves: dict[tuple[int, int, int], int] = {}
         self._stuck_look_at = Instant(0)
+        self._loads = LoadMeter() if wiring.config.settings.balance == BY_BYTES else None
 
     def tell_life(self) -> None:
         """What completed on the paths since the last call, for the manager."""
@@ -51,6 +54,13 @@ class SessionDriver:
             if life.at > life.told:
                 life.told = life.at
                 self._wiring.tell(ev.LifeSeen(partner, path, life.at))
+
+    def tell_loads(self) -> None:
+        """How much the virtual interfaces have in flight, now and then, where the manager balances by that."""
+        if self._loads is not None:
+            for event in self._loads.look(self._sessions.values(), now=self._wiring.now):
+                if event.partner in self._wiring.partners:
+                    self._wiring.tell(event)
 
     def find_stuck(self) -> None:
         """Gives up virtual interfaces whose oldest request doesn't complete, or whose messages wait for one that does

@@ -19,6 +19,8 @@ LEFT_BOUND_NS = 250 * NANOSECONDS_PER_MILLISECOND
 """What is closed is gone so long after at the latest, in adapters that live, under hosts that run."""
 REFUSAL_BOUND_NS = 2_000 * NANOSECONDS_PER_MILLISECOND
 """A side that is refused knows it so long after the other at the latest, while both run and something connects them."""
+BY_BYTES = "bytes"
+"""Value of the setting `balance`."""
 NO_COMMON_VERSION = 10
 """Reason code in the history."""
 LOAD_WINDOW_NS = 1_000 * NANOSECONDS_PER_MILLISECOND
@@ -153,7 +155,9 @@ class _Load:
 class HoldingChecks:
     """The checks of one run."""
 
-    def __init__(self, nodes: dict[int, str], facts: Facts) -> None:
+    def __init__(self, nodes: dict[int, str], facts: Facts, *, balance: str | bool = "vi") -> None:
+        """`balance`: how the managers are to spread what they carry over the paths (`ccm.settings`)."""
+        self._balance = balance
         self._names = nodes
         self._facts = facts
         self._manifests = Findings("manifests.agreed")
@@ -496,6 +500,7 @@ class HoldingChecks:
                 if path in sent and self._facts.has_vi(vi):
                     sent[path][client, number] = (self._facts.sent(vi) - psn) & 0xFFFFFF
             self._judge_split(node, partner, sent, now)
+        judged = judged and self._balance is not False
         uneven = judged and self._is_uneven(sent)
         load.uneven = load.uneven + 1 if uneven else 0
         if judged and max(sum(streams.values()) for streams in sent.values()) >= LOAD_PACKETS_LEAST:
@@ -524,13 +529,16 @@ class HoldingChecks:
                 self._whole.problem(self._text(now, node, partner, text))
 
     def _is_uneven(self, sent: dict[int, dict[tuple[int, int], int]]) -> bool:
-        """Whether one stream of the path that carries most would be better off on that which carries least."""
-        total = {path: sum(streams.values()) for path, streams in sent.items()}
-        most, least = max(total, key=lambda path: total[path]), min(total, key=lambda path: total[path])
-        if total[most] < LOAD_PACKETS_LEAST:
+        """Whether a stream of the path that carries most would be better off on that which carries least: by what they
+        send, and where virtual interfaces are only spread by number, by their number as well.
+        """
+        if max(sum(streams.values()) for streams in sent.values()) < LOAD_PACKETS_LEAST or not _could_be_better(sent):
             return False
-        better = min(max(total[most] - one, total[least] + one) for one in (0, *sent[most].values()))
-        return total[most] > LOAD_TOLERANCE * better
+        if self._balance == BY_BYTES:
+            return True
+        return _could_be_better(
+            {path: {stream: 1 for stream, packets in streams.items() if packets} for path, streams in sent.items()}
+        )
 
     # -- words --------------------------------------------------------------------------------------------------------
 
@@ -539,6 +547,14 @@ class HoldingChecks:
 
     def _text(self, at: int, node: int, partner: int, text: str) -> str:
         return f"{self._name(node)}->{self._name(partner)} at {_ms(at)}: {text}"
+
+
+def _could_be_better(loads: dict[int, dict[tuple[int, int], int]]) -> bool:
+    """Whether moving one stream makes the largest share so much smaller that it counts. By path, then by stream."""
+    total = {path: sum(streams.values()) for path, streams in loads.items()}
+    most, least = max(total, key=lambda path: total[path]), min(total, key=lambda path: total[path])
+    better = min(max(total[most] - one, total[least] + one) for one in (0, *loads[most].values()))
+    return total[most] > LOAD_TOLERANCE * better
 
 
 def _session(entry: Entry) -> Session:

@@ -54,7 +54,7 @@ class SimWatch:
         self._skewing: set[int] = set()
         """Faults of VERSIONS, by number."""
         self._probe = Probe(plan, self._nodes, awake_since=self.awake_since, calm_since=self.calm_since, now=world.now)
-        self.holdings = HoldingChecks(names, self._probe)
+        self.holdings = HoldingChecks(names, self._probe, balance=plan.topology.settings.balance)
         for number, node in self._nodes.items():
             node.after_turn = lambda number=number: self._after_turn(number)
         world.scheduler.after(LOOK_NS, Priority.HOST, self._look)

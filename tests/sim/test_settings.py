@@ -112,6 +112,9 @@ def test_sessions_can_be_kept_together() -> None:
         ("ccm: {limit_factor: 2.5}", "8:21: limit_factor: expected a whole number, found 2.5"),
         ("ccm: {fence_attempts_max: 0}", "8:27: fence_attempts_max: expected 1 to 10000, found 0"),
         ("ccm: {failback: perhaps}", '8:17: failback: expected true or false, found "perhaps"'),
+        ("ccm: {balance: byte}", '8:16: balance: expected vi, bytes, true (vi) or false, found "byte" (did you mean'),
+        ("ccm: {balance: 2}", "8:16: balance: expected vi, bytes, true (vi) or false, found 2"),
+        ("ccm: {balance: bytes, failback: false}", "8:33: failback: expected true, found false: balance: bytes moves"),
         ("ccm: {limit_floor: 300ms}", "8:20: limit_floor is 300ms, more than limit_most, 250ms"),
         ("ccm: {retry_most: 5ms}", "8:19: retry_first is 20ms, more than retry_most, 5ms"),
         ("ccm: fast", "8:6: ccm: expected a mapping of keys and values"),
@@ -123,7 +126,11 @@ def test_what_is_wrong_with_a_block_is_told_with_line_and_column(block: str, tex
     assert str(caught.value).startswith(f"file:{text}")
 
 
-@pytest.mark.parametrize("wrong", [{"limit_factor": 0}, {"limit_factor": True}, {"failback": 1}, {"poll_ns": 1.5}])
+@pytest.mark.parametrize("wrong", [
+        {"limit_factor": 0}, {"limit_factor": True}, {"failback": 1}, {"poll_ns": 1.5}, {"balance": 1},
+        {"balance": "byte"}, {"balance": "bytes", "failback": False},
+    ],
+)  # fmt: skip
 def test_a_program_can_make_no_settings_that_a_file_could_not(wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingsError) as caught:
         Settings(**wrong)
@@ -148,4 +155,5 @@ def test_the_page_on_settings_has_each_with_default_and_range() -> None:
         default = shown(field, getattr(DEFAULTS, field))
         description = SettingsModel.model_fields[key_of(field)].description
         span = "true, false" if isinstance(least, bool) else f"{shown(field, least)} ... {shown(field, most)}"
+        span = "vi, bytes, false" if field == "balance" else span
         assert rows[key_of(field)] == f"| `{key_of(field)}` | {default} | {span} | {description} |"

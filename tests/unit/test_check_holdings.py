@@ -319,6 +319,31 @@ def test_shares_are_not_judged_while_something_happens() -> None:
     assert not story.found()
 
 
+@pytest.mark.parametrize(("balance", "finds"), [("vi", False), ("bytes", True)])
+def test_two_heavy_streams_together_are_uneven_by_bytes_and_not_by_number(balance: str, finds: bool) -> None:
+    story = Story()
+    story.checks._balance = balance
+    story.outside.lanes = [
+        HeldLanes(path, ECHO, 1, 100 + path, tuple(vi(10 * each + path, path) for each in (1, 2, 3, 4)), CARD)
+        for path in (0, 1)
+    ]
+    story.outside.there += [vi(10 * each + path, path) for each in (2, 3, 4) for path in (0, 1)]
+    story.outside.psns |= dict.fromkeys((20, 21, 30, 31, 40, 41), 0)
+    for _ in range(LOAD_WINDOWS + 4):
+        story.outside.psns[20] += 800
+        story.outside.psns[31] += 10
+        story.outside.psns[41] += 10
+        story.second(800, 0)
+    assert ("load.shared" in story.found()) is finds
+
+
+def test_shares_are_not_judged_where_no_balance_is_wanted() -> None:
+    story = Story()
+    story.checks._balance = False
+    crowd(story)
+    assert not story.found()
+
+
 def test_one_stream_alone_cannot_be_shared() -> None:
     story = Story()
     for _ in range(LOAD_WINDOWS + 4):
