@@ -46,18 +46,18 @@ class Schedule:
         self._load_at: int | None = None
         self._armed = False
         """Whether there are faults that wait for frames."""
+        self.goes_on = bool(self._entries)
+        """Whether a fault has yet to happen, or to be undone at its time."""
+        self._next: int | None = None
+        """See `next_moment`: worked out where something changes, as it is asked for at each look around."""
 
     def begin(self, load_at: int) -> None:
         """The load begins: moments count from here, and rules that wait for frames are armed."""
         self._load_at = load_at
         armed = [entry.fault for entry in self._entries if entry.fault.needs_arming]
         self._armed = bool(armed)
+        self._look_ahead()
         self._world.arm(armed)
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether a fault has yet to happen, or to be undone at its time."""
-        return any(entry.pending for entry in self._entries)
 
     @property
     def last_moment_ns(self) -> int:
@@ -67,16 +67,23 @@ class Schedule:
 
     def next_moment(self) -> int | None:
         """When something is due by time; None where nothing is."""
+        return self._next
+
+    def _look_ahead(self) -> None:
+        """What is due next, after a change."""
+        self.goes_on = any(entry.pending for entry in self._entries)
         moments = [entry.clear_at for entry in self._entries if entry.clear_at is not None and entry.cleared is None]
         for entry in self._entries:
             due = self._due_at(entry)
             if due is not None:
                 moments.append(due)
-        return min(moments, default=None)
+        self._next = min(moments, default=None)
 
     def poll(self) -> None:
         """Applies and undoes what is due now."""
         now = self._world.now()
+        if not self._armed and (self._next is None or now < self._next):
+            return
         fired = self._world.fired() if self._armed else {}
         for entry in self._entries:
             due = self._due_at(entry)
@@ -155,8 +162,10 @@ class Schedule:
         entry.at = at
         if entry.fault.step.duration_ns is not None:
             entry.clear_at = at + entry.fault.step.duration_ns
+        self._look_ahead()
         self._tell("fault", f"{entry.fault.kind} {entry.fault.in_words()}", at)
 
     def _clear(self, entry: _Scheduled) -> None:
         entry.cleared = self._world.clear(entry.fault)
+        self._look_ahead()
         self._tell("heal", f"{entry.fault.kind} {entry.fault.in_words()} undone", entry.cleared)

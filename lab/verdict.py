@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from lab.check import run_checks
@@ -96,7 +96,7 @@ def judge(scenario: Scenario, topology_name: str, world: str, seed: int, outcome
         checks = [_doubted(check, evidence) for check in checks]
     return Result(
         scenario, topology_name, world, outcome.wire, seed, verdict, checks, recoveries(evidence),
-        workload_numbers(evidence), schedule_hash(scenario, seed, outcome.trace_hash), outcome,
+        workload_numbers(evidence, checks), schedule_hash(scenario, seed, outcome.trace_hash), outcome,
     )  # fmt: skip
 
 
@@ -133,8 +133,12 @@ def _doubted(check: CheckResult, evidence: Evidence) -> CheckResult:
     return CheckResult(check.name, check.ok, check.exercised, detail)
 
 
-def workload_numbers(evidence: Evidence) -> dict[str, dict[str, float | int]]:
-    """Figures by client, over all its streams."""
+_LOSS_CHECKS = {MIRROR_CLIENT: "mirror.no_committed_loss", ECHO_CLIENT: "messages.delivered"}
+
+
+def workload_numbers(evidence: Evidence, checks: Sequence[CheckResult]) -> dict[str, dict[str, float | int]]:
+    """Figures by client, over all its streams. What a check found whole isn't searched for losses once more."""
+    whole = {client for client, name in _LOSS_CHECKS.items() for check in checks if check.name == name and check.ok}
     by_client: dict[str, list[tuple[Session, StreamNumbers]]] = {}
     for stream in evidence.streams:
         name = evidence.clients[stream.client]
@@ -144,7 +148,7 @@ def workload_numbers(evidence: Evidence) -> dict[str, dict[str, float | int]]:
         latencies = sorted(latency for _, stream in streams for latency in stream.latencies_ns)
         numbers[name] = {
             "committed": sum(stream.committed for _, stream in streams),
-            "lost": sum(_lost(evidence, name, session) for session, _ in streams),
+            "lost": 0 if name in whole else sum(_lost(evidence, name, session) for session, _ in streams),
             "p50_us": round(percentile(latencies, 50) / 1000, 1),
             "p99_us": round(percentile(latencies, 99) / 1000, 1),
             "longest_gap_ms": _ms(max(stream.gap_ns for _, stream in streams)),

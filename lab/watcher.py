@@ -8,23 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ccm.history import HEADER_BYTES, RECORD_BYTES, Entry, Kind, count_entries, entry_at, read_entries
+from ccm.history import Entry, Kind, count_entries, entry_at, kind_at, read_entries
 from lab.check.evidence import Session
 
-_BUSY = frozenset({Kind.SUBMITTED, Kind.COMMITTED, Kind.DELIVERED})
-_HALFWORDS = RECORD_BYTES // 2
-_KIND_HALFWORD = 4
-"""Where in a record its kind is, in units of two bytes."""
+_BUSY = frozenset({int(kind) for kind in (Kind.SUBMITTED, Kind.COMMITTED, Kind.DELIVERED)})
 
 
 def new_entries(buffer: memoryview, start: int) -> tuple[list[Entry], int]:
     """What was written from index `start` on without the writes of the workload, and the next index to look from."""
     end = count_entries(buffer, start)
-    if end <= start:
-        return [], end
-    records = buffer[HEADER_BYTES + start * RECORD_BYTES : HEADER_BYTES + end * RECORD_BYTES].cast("H")
-    kinds = records[_KIND_HALFWORD::_HALFWORDS].tolist()
-    rare = [start + index for index, kind in enumerate(kinds) if kind not in _BUSY]
+    rare = [index for index in range(start, end) if kind_at(buffer, index) not in _BUSY]
     return [entry_at(buffer, index) for index in rare], end
 
 
@@ -45,8 +38,9 @@ class Watcher:
         news: list[Entry] = []
         for node, buffer in histories.items():
             entries, self._next[node] = new_entries(buffer, self._next.get(node, 0))
-            news.extend(entries)
-        news.sort(key=lambda entry: entry.at)
+            news += entries
+        if len(news) > 1:
+            news.sort(key=lambda entry: entry.at)
         for entry in news:
             self._take(entry)
         return news

@@ -12,7 +12,7 @@ from emul.compiled import use as _use
 from lab.check import messages, mirror, paths, resources, sessions, wire
 from lab.check.evidence import CheckResult, Evidence
 
-_use(__name__, __path__)  # for lab.check.steps: none of the others is compiled
+_use(__name__, __path__)
 
 Check = Callable[[Evidence, Mapping[str, object]], CheckResult]
 

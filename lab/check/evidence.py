@@ -110,6 +110,9 @@ class Evidence:
     """Signs that the machine was overloaded."""
     _by_node: dict[tuple[int, int], list[tuple[int, Entry]]] = field(default_factory=dict)
     _by_session: dict[tuple[int, int, int, int], list[tuple[int, Entry]]] = field(default_factory=dict)
+    _of_one_kind: dict[tuple[Session, Kind], list[Entry]] = field(default_factory=dict)
+    """What `of_session` gave: the checks ask for the same ones again and again."""
+    _submitted: dict[Session, dict[tuple[int, int], Entry]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for position, entry in enumerate(self.entries):
@@ -122,8 +125,22 @@ class Evidence:
         return _in_order([self._by_node.get((node, kind), []) for kind in kinds])
 
     def of_session(self, session: Session, *kinds: Kind) -> list[Entry]:
-        """The entries of one session of these kinds, in the order in which they were written."""
+        """The entries of one session of these kinds, in the order in which they were written (not to be changed)."""
+        if len(kinds) == 1:
+            known = self._of_one_kind.get((session, kinds[0]))
+            if known is None:
+                known = _in_order([self._by_session.get((*session, kinds[0]), [])])
+                self._of_one_kind[session, kinds[0]] = known
+            return known
         return _in_order([self._by_session.get((*session, kind), []) for kind in kinds])
+
+    def submitted(self, session: Session) -> Mapping[tuple[int, int], Entry]:
+        """What a session's client submitted, by incarnation and sequence."""
+        known = self._submitted.get(session)
+        if known is None:
+            known = {(entry.incarnation, entry.sequence): entry for entry in self.of_session(session, Kind.SUBMITTED)}
+            self._submitted[session] = known
+        return known
 
     def alerts(self, session: Session) -> list[Entry]:
         """What the client was told, with the starts of its host in between, in the order in which it happened."""

@@ -30,10 +30,10 @@ def lost_messages(evidence: Evidence, stream: Session) -> list[int]:
     """Sequences of acknowledged messages that the partner never got with these bytes."""
     receiver = Session(stream.partner, stream.node, stream.client)
     got = {(entry.sequence, entry.digest) for entry in evidence.of_session(receiver, Kind.DELIVERED)}
-    submitted = {(e.incarnation, e.sequence): e.digest for e in evidence.of_session(stream, Kind.SUBMITTED)}
+    submitted = evidence.submitted(stream)
     lost = []
     for commit in evidence.of_session(stream, Kind.COMMITTED):
-        digest = submitted.get((commit.incarnation, commit.sequence), commit.digest)
+        digest = submitted.get((commit.incarnation, commit.sequence), commit).digest
         if (commit.sequence, digest) not in got:
             lost.append(commit.sequence)
     return lost

@@ -16,6 +16,8 @@ from emul.wire.icrc import crc32
 from lab.check.evidence import CheckResult, Evidence, Findings, Session
 
 MIRROR_CLIENT = "nvram-mirror"
+BLOCK_BYTES = 65_536
+_BLANK = bytes(BLOCK_BYTES)
 _Order = tuple[int, int]
 """Incarnation, sequence: later writes of a stream are greater."""
 
@@ -99,8 +101,11 @@ def invented(slots: Mapping[int, Slot], half: memoryview) -> int | None:
 
 
 def _is_blank(view: memoryview) -> bool:
-    """Whether all bytes are zero; compares whole blocks, as a card has megabytes."""
-    return bytes(view) == bytes(len(view))
+    """Whether all bytes are zero; compares block by block, as a card has megabytes."""
+    return all(
+        bytes(view[at : at + BLOCK_BYTES]) == _BLANK[: min(BLOCK_BYTES, len(view) - at)]
+        for at in range(0, len(view), BLOCK_BYTES)
+    )
 
 
 def no_committed_loss(evidence: Evidence, parameters: Mapping[str, object]) -> CheckResult:
@@ -167,15 +172,19 @@ def _judge_half(
 
 def _judge_unsubmitted(evidence: Evidence, findings: Findings, stream: Session) -> None:
     """A commit needs a submission of the same bytes, and happens once."""
-    submitted = {(e.incarnation, e.sequence): e for e in evidence.of_session(stream, Kind.SUBMITTED)}
+    submitted = evidence.submitted(stream)
     seen: set[_Order] = set()
+
+    def problem(commit: Entry, text: str) -> None:
+        name = f"{evidence.session_name(stream)}, record {commit.sequence} of incarnation {commit.incarnation}"
+        findings.problem(f"{name} was committed {text}")
+
     for commit in evidence.of_session(stream, Kind.COMMITTED):
         order = (commit.incarnation, commit.sequence)
-        name = f"{evidence.session_name(stream)}, record {commit.sequence} of incarnation {commit.incarnation}"
         if order not in submitted:
-            findings.problem(f"{name} was committed without having been submitted")
+            problem(commit, "without having been submitted")
         elif submitted[order].digest != commit.digest:
-            findings.problem(f"{name} was committed with other bytes than submitted")
+            problem(commit, "with other bytes than submitted")
         if order in seen:
-            findings.problem(f"{name} was committed twice")
+            problem(commit, "twice")
         seen.add(order)

@@ -110,13 +110,13 @@ def _recovery(evidence: Evidence, fault: FaultRecord, fault_at: int, session: Se
 
 def first_flow(evidence: Evidence, session: Session, fault_at: int, broken_at: int) -> Entry | None:
     """The first commit of the stream from `broken_at` on that was submitted or posted again after `fault_at`."""
-    submitted = {(e.incarnation, e.sequence): e.at for e in evidence.of_session(session, Kind.SUBMITTED)}
+    submitted = evidence.submitted(session)
     replayed_at = [e.at for e in evidence.of_session(session, Kind.REPLAYED) if e.at >= fault_at]
     commits = evidence.of_session(session, Kind.COMMITTED)
     start = bisect_left(commits, broken_at, key=lambda entry: entry.at)
     for commit in commits[start:]:
-        fresh = submitted.get((commit.incarnation, commit.sequence), -1) >= fault_at
-        if fresh or (replayed_at and replayed_at[0] <= commit.at):
+        begun = submitted.get((commit.incarnation, commit.sequence))
+        if (begun is not None and begun.at >= fault_at) or (replayed_at and replayed_at[0] <= commit.at):
             return commit
     return None
 
