@@ -20,7 +20,6 @@ from emul.verbs import MR, QP, QPInitAttr
 from emul.vocabulary import (
     GID,
     MTU,
-    SGE,
     WC,
     AccessFlags,
     AHAttr,
@@ -28,12 +27,8 @@ from emul.vocabulary import (
     QPAttr,
     QPCap,
     QPState,
-    RecvWR,
-    SendFlags,
-    SendWR,
     WCOpcode,
     WCStatus,
-    WROpcode,
 )  # fmt: skip
 
 VI_TIMEOUT = 14
@@ -97,7 +92,8 @@ class ViLane:
         self.lkey = lanes.source_mr.lkey if lanes.source_mr is not None else 0
         self.target = 0
         self.rkey = 0
-        self._receives: list[RecvWR] = []
+        self._receives: list[int] = []
+        """Addresses of the receive buffers, by slot."""
         self._send_slots = 0
         self._next_slot = 0
         """The receive that completes next: they complete in the order in which they were posted, slot after slot."""
@@ -119,9 +115,8 @@ class ViLane:
         self._send_slots = base
         first = base + depth * size
         for slot in range(depth + RECEIVES_SPARE):
-            receive = RecvWR(slot, 1, [SGE(mr.buf + first + slot * size, size, mr.lkey)])
-            self._receives.append(receive)
-            self.qp.post_recv(receive)
+            self._receives.append(mr.buf + first + slot * size)
+            self.qp.post_buffer(slot, self._receives[slot], size, mr.lkey)
 
     def post_message(self, sequence: int, number: int, data: bytes) -> None:
         """Copies message `number` into a send slot and posts it."""
@@ -131,8 +126,7 @@ class ViLane:
         offset = self._send_slots + (sequence % session.needs.depth) * lanes.message_stride
         length = MESSAGE_HEADER.size + len(data)
         mr.write(MESSAGE_HEADER.pack(session.epoch, len(data), number) + data, length, offset)
-        piece = SGE(mr.buf + offset, length, mr.lkey)
-        self.qp.post_send(SendWR(sequence, WROpcode.SEND, 1, 0, [piece], SendFlags.SIGNALED))
+        self.qp.post_message(sequence, mr.buf + offset, length, mr.lkey)
 
     def is_stuck(self, stream: Stream, now: Instant) -> bool:
         """Whether the oldest request on this lane should long have completed; to be asked now and then."""
@@ -189,10 +183,9 @@ class ViLane:
         return number if fresh and number > self._last_number else 0
 
     def _buffer_of(self, slot: int) -> int:
-        mr, pieces = self._lanes.message_mr, self._receives[slot].sg
+        mr = self._lanes.message_mr
         assert mr is not None
-        assert pieces is not None
-        return pieces[0].addr - mr.buf
+        return self._receives[slot] - mr.buf
 
     def _take_slot(self, slot: int, now: Instant) -> None:
         """Takes the message in a buffer whose completion was lost; its header tells how long it is."""
@@ -216,7 +209,9 @@ class ViLane:
     def _take_message(self, slot: int, data: bytes, now: Instant) -> None:
         lanes, session = self._lanes, self._lanes.session
         if not lanes.failed:
-            self.qp.post_recv(self._receives[slot])
+            mr = lanes.message_mr
+            assert mr is not None
+            self.qp.post_buffer(slot, self._receives[slot], lanes.message_stride, mr.lkey)
         self._next_slot = slot + 1 if slot + 1 < len(self._receives) else 0
         if len(data) >= MESSAGE_HEADER.size:
             self._last_number = MESSAGE_HEADER.unpack_from(data)[2]

@@ -239,6 +239,16 @@ class ReceiveRing:
         _RECEIVE.pack_into(self._buffer, offset, wr_id, first.lkey, first.length, first.addr, len(sges), stamp)
         return True
 
+    def post_one(self, wr_id: int, lkey: int, addr: int, length: int) -> bool:
+        """Host: the same for a buffer of one piece."""
+        index = self._index
+        if (index - self._head[0]) % self._span >= self._depth:
+            return False
+        stamp = self._index = (index + 1) % self._span
+        offset = HEADER_BYTES + index % self._depth * RECEIVE_STRIDE
+        _RECEIVE.pack_into(self._buffer, offset, wr_id, lkey, length, addr, 1, stamp)
+        return True
+
     def take(self) -> ReceiveEntry | None:
         """Adapter: the oldest buffer, None when none is posted."""
         offset = HEADER_BYTES + self._index % self._depth * RECEIVE_STRIDE

@@ -85,6 +85,9 @@ class MR(Resource):
         raise PyverbsUserError(f"{length} bytes at {address:#x} are in no open region; `memory` shares other bytes")
 
     def _check(self, length: int, offset: int) -> None:
+        plain = type(offset) is int and type(length) is int and not self.closed
+        if plain and offset >= 0 and length >= 0 and offset + length <= self.length:
+            return  # nearly always: the rest finds out what is wrong
         self._check_open()
         if as_int(offset, "offset") < 0 or as_int(length, "length") < 0 or offset + length > self.length:
             raise PyverbsUserError(f"{length} bytes at {offset} are not inside a region of {self.length}")

@@ -22,7 +22,7 @@ from emul.vocabulary import SGE, QPAttr, QPCap, QPState, QPType, RecvWR, SendFla
 
 _SIGNALED, _UNSIGNALED = int(SendFlags.SIGNALED), 0
 _INLINE = int(SendFlags.INLINE)
-_WRITE, _READ = int(WROpcode.RDMA_WRITE), int(WROpcode.RDMA_READ)
+_WRITE, _READ, _SEND = int(WROpcode.RDMA_WRITE), int(WROpcode.RDMA_READ), int(WROpcode.SEND)
 _OPCODES = frozenset(int(opcode) for opcode in WROpcode)
 
 
@@ -249,6 +249,21 @@ class QP(Resource):
         if not self._send.post_one(_READ, _SIGNALED, wr_id, lkey, addr, length, remote_addr, rkey):
             raise RDMAError(ENOMEM, f"send queue of QP {self.qp_num} is full")
         self._ring_doorbell(self.qp_num)
+
+    def post_message(self, wr_id: int, addr: int, length: int, lkey: int) -> None:
+        """A SEND of one piece of memory, likewise. Raises RDMAError also in a state in which nothing is sent."""
+        if self._state < QPState.RTS:
+            self._check_sending()
+        if not self._send.post_one(_SEND, _SIGNALED, wr_id, lkey, addr, length, 0, 0):
+            raise RDMAError(ENOMEM, f"send queue of QP {self.qp_num} is full")
+        self._ring_doorbell(self.qp_num)
+
+    def post_buffer(self, wr_id: int, addr: int, length: int, lkey: int) -> None:
+        """A buffer of one piece of memory, without building a RecvWR. Raises RDMAError as `post_recv` does."""
+        if self.srq is not None:
+            raise RDMAError(EINVAL, f"QP {self.qp_num} takes its buffers from {self.srq._name()}: post them there")
+        if not self._receive.post_one(wr_id, lkey, addr, length):
+            raise RDMAError(ENOMEM, f"receive queue of {self._name()} is full")
 
     def post_recv(self, wr: RecvWR, bad_wr: RecvWR | None = None) -> None:
         """Posts a buffer, and those chained to it. Raises RDMAError: ENOMEM queue full; EINVAL too many pieces, or a

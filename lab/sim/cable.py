@@ -120,12 +120,14 @@ class Cable:
         """What has arrived at `end` until now, in order."""
         index = 0 if self.ends[0] is end else 1
         waiting, scheduler = self._under_way[index], self._scheduler
-        now, where, trace = scheduler.now, self.number * 2 + index, scheduler.trace
+        if not waiting or waiting[0][0] > scheduler.now:
+            return []
+        now, where = scheduler.now, self.number * 2 + index
         taken: list[bytes] = []
         while waiting and waiting[0][0] <= now:
             at, frames = waiting.popleft()
-            for frame in frames:  # the last four bytes are a checksum over the whole frame
-                trace(What.FRAME, where, int.from_bytes(frame[-4:], "little"), at)
+            for frame in frames:
+                scheduler.trace_frame(where, frame, at)
             taken += frames
         return taken
 

@@ -20,6 +20,8 @@ EVENTS_MAX = 200_000_000
 TRACED_AT_ONCE_BYTES = 65_536
 """Entries of the trace are hashed in runs of about this size."""
 _TRACE = struct.Struct("<QBHI")
+_FRAME_TRACE = struct.Struct("<QBH")
+"""As _TRACE, with the last four bytes of the frame behind it."""
 
 Action = Callable[[], None]
 
@@ -88,6 +90,15 @@ class Scheduler:
         """Adds to the trace: `where` below 65536, `detail` below 2**32; of this moment, or of the moment `at`."""
         traced = self._traced
         traced += _TRACE.pack(self.now if at is None else at, what, where, detail)
+        if len(traced) >= TRACED_AT_ONCE_BYTES:
+            self._trace.update(traced)
+            traced.clear()
+
+    def trace_frame(self, where: int, frame: bytes, at: int) -> None:
+        """Adds a frame that arrived at the moment `at`: its last four bytes are a checksum over all of it."""
+        traced = self._traced
+        traced += _FRAME_TRACE.pack(at, 1, where)
+        traced += frame[-4:]
         if len(traced) >= TRACED_AT_ONCE_BYTES:
             self._trace.update(traced)
             traced.clear()

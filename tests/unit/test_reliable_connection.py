@@ -465,3 +465,25 @@ def test_a_path_mtu_that_the_port_cannot_carry_is_refused() -> None:
     a, b = Party(pair.contexts[0]), Party(pair.contexts[1])
     with pytest.raises(RDMAError, match="4096 does not fit"):
         connect_by_hand(pair, (a, b), path_mtu=MTU.MTU_4096)
+
+
+def test_a_message_and_its_buffer_are_posted_without_building_requests() -> None:
+    pair, a, b = connected()
+    b.qp.post_buffer(7, b.mr.buf + 100, 50, b.mr.lkey)
+    a.mr.write(b"straight on", 11)
+    a.qp.post_message(3, a.mr.buf, 11, a.mr.lkey)
+    pair.settle()
+    assert [(c.wr_id, c.opcode, c.status) for c in a.completions()] == [(3, WCOpcode.SEND, OK)]
+    assert [(c.wr_id, c.opcode, c.byte_len) for c in b.completions()] == [(7, WCOpcode.RECV, 11)]
+    assert b.mr.read(11, 100) == b"straight on"
+
+
+def test_a_message_before_the_connection_and_a_buffer_too_many_are_refused() -> None:
+    pair = AdapterPair()
+    a = Party(pair.contexts[0])
+    with pytest.raises(RDMAError, match="sends nothing in"):
+        a.qp.post_message(1, a.mr.buf, 4, a.mr.lkey)
+    for number in range(a.qp.cap.max_recv_wr):
+        a.qp.post_buffer(number, a.mr.buf, 4, a.mr.lkey)
+    with pytest.raises(RDMAError, match="full"):
+        a.qp.post_buffer(99, a.mr.buf, 4, a.mr.lkey)
