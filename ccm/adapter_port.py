@@ -32,6 +32,8 @@ class AdapterPort:
         self.context = context
         self.handlers: dict[int, Handler] = {}
         self.gone = False
+        self.let_go = False
+        """The manager was told that the adapter is gone, so that nothing is posted there: its context may be closed."""
         self.now = Instant(0)
         self.strays = 0
         """Completions of queue pairs that are no longer there."""

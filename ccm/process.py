@@ -216,7 +216,7 @@ class HostProcess:
         """
         for index, port in enumerate(self.host.driver.ports):
             watched = self._watched.get(index)
-            alive = None if port is None or port.gone else port.context
+            alive = None if port is None or port.let_go else port.context
             if watched is not None and watched[0] is not alive:
                 self._unwatch(index)
                 watched = None

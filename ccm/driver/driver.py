@@ -315,7 +315,7 @@ class Driver:
         """The adapter's process is dead: its paths have no carrier until another one answers."""
         port = self._wiring.ports[index]
         if port is not None:
-            port.gone = True
+            port.gone = port.let_go = True
         self._reopen_at = Instant(self._wiring.now + REOPEN_INTERVAL_NS)
         self._set_carrier(index, False)
 
@@ -336,7 +336,7 @@ class Driver:
         written: dict[int, None] = {}
         for index, port in enumerate(self._wiring.ports):
             if port is None or port.gone:
-                if self._reopen_at is None:
+                if self._reopen_at is None or (port is not None and not port.let_go):
                     self._lose_port(index)
                 continue
             for event in port.context.get_async_events():

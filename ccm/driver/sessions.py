@@ -72,6 +72,8 @@ class SessionDriver:
         self._stuck_look_at = after(now, STUCK_LOOK_NS)
         for lanes in list(self._lanes.values()):
             session = lanes.session
+            if lanes.port.gone:
+                continue  # its path is lost, and what it held may be closed already
             for vi in lanes.vis:
                 if vi.take_silent(now):
                     self._wiring.log("message.untold", {"client": lanes.client.name, "path": lanes.path})

@@ -15,7 +15,7 @@ from ccm.settings import DEFAULTS
 from emul.clock import MILLISECOND, SECOND
 from tests.unit.ccm_hosts import TwoHosts
 from tests.unit.ccm_world import World, check_alerts
-from tests.unit.test_ccm_hosts import load, running, sessions
+from tests.unit.test_ccm_hosts import all_ready, load, running, sessions
 from tests.unit.test_ccm_world import converged, since, started
 
 
@@ -176,3 +176,23 @@ def test_a_path_that_flaps_is_held_down_longer_each_time_and_is_trusted_again_wh
     ups, down_at = len(world.history(0, Kind.PATH_UP)), world.now
     assert world.run(4 * SECOND, lambda: len(world.history(0, Kind.PATH_UP)) > ups)
     assert world.now - down_at < 2 * DEFAULTS.hold_down_first_ns
+
+
+def test_what_a_lost_adapter_held_is_left_alone_until_its_path_is_fenced():
+    """Its context is closed as soon as the manager knows that it is gone; the fence may take longer than the next look
+    for messages that were never told.
+    """
+    world = running(paths=2)
+    load(world, 0, "echo", 512, 2)
+    world.run(20 * MILLISECOND)
+    port = world.host(0).driver.ports[0]
+    port.gone = True  # a verb of it was not answered
+    assert not port.let_go
+    world.filter = lambda path, sender, frame: path == 0  # no fence is answered
+    world.host(0).on_wake(world.now)
+    assert port.let_go
+    port.context.close()
+    world.run(300 * MILLISECOND)
+    world.filter = lambda path, sender, frame: True
+    assert world.run(3 * SECOND, lambda: all_ready(world))
+    assert not world.host(0).driver.client_errors
