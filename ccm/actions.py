@@ -12,8 +12,7 @@ from ccm.reasons import Reason
 @dataclass(frozen=True, slots=True)
 class ConnectPeer:
     """Connect to the partner's firmware on `path`, with a path MTU of `mtu_most` at the most (as verbs encode it; 0:
-    the port's): PeerConnected or PeerRefused follows. What is not answered is repeated after the usual time, doubled
-    `patience` times.
+    the port's): PeerConnected or PeerRefused follows. `patience`: how many attempts before it brought no answer.
     """
 
     partner: int

@@ -83,7 +83,7 @@ TABLE: dict[Input, dict[PathState, PathState]] = {
 }
 """(input, state) -> next state; a missing cell is an input that cannot come in that state."""
 
-PATIENCE_MAX = 2
+PATIENCE_MAX = 4
 """How often the time that an attempt to connect may take is doubled, once after each that brought no answer. Where
 everything takes longer than it should, who gives up and begins again only adds to what has to be done.
 """

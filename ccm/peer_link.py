@@ -55,6 +55,10 @@ from emul.wellknown import (
 
 PEER_TIMEOUT = 12
 """4.096 us x 2^12 = 17 ms; seven retries end after 134 ms."""
+PEER_PATIENCE_MAX = 2
+"""How often that is doubled for a patient attempt at the most. The request to connect is repeated at these times too,
+and a cable that has healed is to be noticed within some 84 ms.
+"""
 PEER_RETRIES = 7
 PEER_RNR_RETRIES = 6
 SENDS_MAX = 48
@@ -135,7 +139,8 @@ class PeerLink:
 
     def connect(self, mtu_most: int = 0, patience: int = 0) -> Iterator[None]:
         """Sends the request, with a rest after each slow verb; with a path MTU of `mtu_most` at the most (0: the
-        port's). The request, and on the connection everything, is repeated after a time doubled `patience` times.
+        port's). The request, and on the connection everything, is repeated after a time doubled `patience` times,
+        PEER_PATIENCE_MAX times at the most.
         Raises RDMAError.
         """
         me = self._me
@@ -146,9 +151,8 @@ class PeerLink:
         self.qp.modify(QPAttr(qp_state=QPState.INIT))
         yield
         request = ConnectRequest(me.node_id, me.path, me.incarnation, self._challenge)
-        attr = QPAttr(
-            path_mtu=self.mtu, timeout=PEER_TIMEOUT + patience, retry_cnt=PEER_RETRIES, rnr_retry=PEER_RNR_RETRIES
-        )
+        timeout = PEER_TIMEOUT + min(patience, PEER_PATIENCE_MAX)
+        attr = QPAttr(path_mtu=self.mtu, timeout=timeout, retry_cnt=PEER_RETRIES, rnr_retry=PEER_RNR_RETRIES)
         self._cm.connect(me.address, SERVICE_ID, request.emit(), attr)
 
     def on_cm_event(self, event: CmEvent, fence_epoch: int) -> None:
