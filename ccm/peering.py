@@ -48,6 +48,8 @@ last of them ran out of time before it was begun.
 """
 CONNECTING_HELD_UP_MAX = 4
 """The same of a node that was itself held up lately: then its partners probably are, too."""
+HELD_UP_PATIENCE = 2
+"""The patience that its attempts begin with."""
 CONNECTING_WAIT_NS = 10 * MILLISECOND
 """Further ones look again after this time."""
 LATE_NS = 2 * MILLISECOND
@@ -144,10 +146,12 @@ class Peering:
         state = path.state
         if state is PathState.DOWN:
             if path.carrier and path.retry_at is not None and now >= path.retry_at:
-                most = CONNECTING_HELD_UP_MAX if self.budget.held_up(now=now) else CONNECTING_MAX
-                if self.budget.connecting >= most:
+                held_up = self.budget.held_up(now=now)
+                if self.budget.connecting >= (CONNECTING_HELD_UP_MAX if held_up else CONNECTING_MAX):
                     path.retry_at = Instant(now + CONNECTING_WAIT_NS)
                     return
+                if held_up:
+                    path.patience = max(path.patience, HELD_UP_PATIENCE)
                 path.take(Input.DUE, now=now)
                 self.out.append(ConnectPeer(self.partner, path.index, path.mtu_most, path.patience))
         elif state is PathState.CONNECTING:

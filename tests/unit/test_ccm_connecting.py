@@ -12,7 +12,7 @@ from ccm.client import Client, Node, Partner
 from ccm.history import Kind
 from ccm.needs import Needs
 from ccm.path import PATIENCE_MAX, SPREADS, Input, Path, PathState
-from ccm.peering import CONNECTING_HELD_UP_MAX, CONNECTING_MAX, LATE_NS
+from ccm.peering import CONNECTING_HELD_UP_MAX, CONNECTING_MAX, HELD_UP_PATIENCE, LATE_NS
 from ccm.reasons import Reason
 from ccm.settings import DEFAULTS
 from emul.clock import MILLISECOND, SECOND, Instant
@@ -104,7 +104,8 @@ def test_how_many_attempts_are_under_way_at_once(late_ns, expected):
     manager._budget.note_late(late_ns, now=world.now)
     world.run(100 * MILLISECOND)
     paths = [path for peering in manager.peerings.values() for path in peering.paths.paths]
-    assert sum(path.state is PathState.CONNECTING for path in paths) == expected
+    patience = [path.patience for path in paths if path.state is PathState.CONNECTING]
+    assert patience == [HELD_UP_PATIENCE if late_ns else 0] * expected
 
 
 @pytest.mark.parametrize("turns", range(1, 9))
