@@ -9,11 +9,10 @@ from emul.compile import main
 from emul.compiled import MODULES as ADAPTER_MODULES
 
 MODULES = (
-    "lab/check/evidence", "lab/check/holdings", "lab/check/messages", "lab/check/mirror", "lab/check/recovery",
-    "lab/check/sessions", "lab/check/steps", "lab/sim/adapter", "lab/sim/cable", "lab/sim/node", "lab/sim/pace",
-    "lab/runner", "lab/sim/probe", "lab/sim/scheduler", "lab/sim/streams", "lab/sim/watch", "lab/watcher",
+    "lab/check/steps", "lab/sim/adapter", "lab/sim/cable", "lab/sim/node", "lab/sim/pace", "lab/sim/scheduler",
+    "lab/sim/streams", "lab/sim/watch",
 )  # fmt: skip
-"""What runs for each event of the simulator, and what looks at each entry of the histories afterwards."""
+"""What runs for each event of the simulator."""
 
 if __name__ == "__main__":
     # The simulator is worth nothing to a lab of real processes: without it the others are compiled all the same.
