@@ -65,7 +65,7 @@ class SettingsModel(FileModel):
     window: Duration = DEFAULTS.window_ns
     """The worst round trip of this window and the one before counts."""
     connect_timeout: Duration = DEFAULTS.connect_timeout_ns
-    """How long an attempt to connect (up to four times as long after failures), or a step of it, waits."""
+    """How long an attempt to connect (up to sixteen times as long after failures), or a step of it, waits."""
     retry_first: Duration = DEFAULTS.retry_first_ns
     """Before the second attempt to connect; doubles with each further one."""
     retry_most: Duration = DEFAULTS.retry_most_ns
