@@ -198,7 +198,8 @@ class Peering:
             path.relink_at = None
             self.out.append(ReadStatus(self.partner, path.index))
             return
-        path.fence_epoch, path.mtu = event.fence_epoch, event.mtu
+        # The partner may have fenced the path since the firmware's answer was read; fence epochs never fall.
+        path.fence_epoch, path.mtu = max(path.fence_epoch, event.fence_epoch), event.mtu
         path.remote_adapter = event.adapter
         path.take(Input.CONNECTED, now=now)
         self._poll(path, now=now)

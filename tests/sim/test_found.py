@@ -99,6 +99,22 @@ def test_a_path_whose_probe_lost_its_completion_is_asked_again(lost: int) -> Non
     assert not result.outcome.evidence.of(1, Kind.PATH_DOWN), "nor was the path at fault"
 
 
+@pytest.mark.parametrize("seed", [4, 5, 18])
+def test_a_path_that_is_fenced_while_it_is_being_made_anew_is_made_with_that_fence(seed: int) -> None:
+    """Seed 441: one side had lost the path and was connecting it again, the first large packets of which were lost,
+    when the other, whose host had been held up, fenced it late. The path came up with the fence epoch from before
+    that: the card refused all that arrived on it, and the next fence asked for an epoch that stood already.
+    """
+    result = play(
+        """
+  - {at: 1s, fault: host.pause, target: b, for: 300ms}
+  - {at: 1010ms, fault: cable.corrupt, target: ic1, probability: 0.4, for: 400ms}
+""",
+        seed,
+    )
+    assert not wrong(result)
+
+
 LONG_AND_SHORT = """
 name: long-and-short
 nodes:

@@ -544,6 +544,19 @@ def test_a_late_fence_of_a_former_life_of_the_path_does_no_harm():
     assert not since(world, mark, 1, ac.NotePathDown)
 
 
+def test_a_fence_that_comes_while_the_path_connects_is_not_forgotten():
+    world = started()
+    world.cut_cable(1, 2, 0)
+    world.run(50 * MILLISECOND)
+    world.restore_cable(1, 2, 0)
+    path = world.hardware[1].manager.peerings[2].paths.get(0)
+    assert world.run(SECOND, lambda: path.state is PathState.CONNECTING)
+    before = path.fence_epoch
+    world.give(1, ev.FencedByPartner(2, 0, before + 1))
+    world.give(1, ev.PeerConnected(2, 0, before, 3))  # what stood when the firmware's answer was read
+    assert path.fence_epoch == before + 1
+
+
 def test_a_late_timer_of_ours_is_not_the_partner_s_silence():
     world = started()
     mark = len(world.log)
