@@ -101,9 +101,10 @@ class Path:
 
     __slots__ = (
         "adapter", "avoided", "budget", "carrier", "connect_by", "fence_attempts", "fence_epoch", "fence_number",
-        "fence_retry_at", "fence_target", "handshake", "hold_down_ns", "index", "last_loss", "liveness", "losses",
-        "mtu", "mtu_lost", "mtu_most", "others", "pairing", "patience", "poll_at", "poll_posted", "reason", "relink_at",
-        "remote_adapter", "retry_at", "retry_ns", "seen_sequence", "settings", "since", "spread", "state", "up_since",
+        "fence_retry_at", "fence_target", "handshake", "hold_down_ns", "index", "last_loss", "left_at", "liveness",
+        "losses", "mtu", "mtu_lost", "mtu_most", "others", "pairing", "patience", "poll_at", "poll_posted", "reason",
+        "relink_at", "remote_adapter", "retry_at", "retry_ns", "seen_sequence", "settings", "since", "spread", "state",
+        "up_since",
     )  # fmt: skip
 
     def __init__(
@@ -159,6 +160,10 @@ class Path:
         """A read of the handshake is under way."""
         self.relink_at: Instant | None = None
         """While SUSPECT and without well-known connection: when to try (again) to make it anew."""
+        self.left_at: Instant | None = None
+        """While SUSPECT or just after: when records under way on it were sent over another path as well. An answer to
+        what was asked before that doesn't show that nothing of them lands any more.
+        """
         self.seen_sequence = 0
         """Sequence of the SEEN record under way."""
 

@@ -174,6 +174,7 @@ class Peering:
         if silent_at is not None and now >= silent_at:
             if path.state is PathState.UP and not self.paths.has_better(path, now=now):
                 path.take(Input.SILENT, now=now, reason=Reason.SILENT)
+                self.settling.settle(now=now)
             else:
                 self.failover.lose(path, Reason.SILENT, now=now)
                 return
@@ -195,7 +196,7 @@ class Peering:
         if path is None or not path.allows(Input.CONNECTED):
             return
         if path.state is PathState.SUSPECT:
-            path.relink_at = None
+            path.relink_at = path.left_at = None
             self.out.append(ReadStatus(self.partner, path.index))
             return
         # The partner may have fenced the path since the firmware's answer was read; fence epochs never fall.
@@ -257,8 +258,11 @@ class Peering:
             self._pass_looks(event, asked_at, now=now)
         late_ns = max(0, now - self._expected_at) if self._expected_at is not None else 0
         path.liveness.on_answer(late_ns, now=now)
-        if path.relink_at is None and self.publisher.on_path_anew(path.index):
-            self.settling.settle(now=now)
+        landed = path.left_at is None or (asked_at is not None and asked_at > path.left_at)
+        if path.relink_at is None and landed:
+            path.left_at = None
+            if self.publisher.on_path_anew(path.index):
+                self.settling.settle(now=now)
         self._alive(path, now=now)
         for other in self.paths.paths:
             if other.state is PathState.SUSPECT and self.paths.has_better(other, now=now):
@@ -329,6 +333,7 @@ class Peering:
         assert path.handshake.partner_incarnation == self.partner_incarnation
         path.take(Input.PROVEN, now=now)
         path.pairing.begin()
+        path.left_at = None
         self.publisher.on_path_anew(path.index)
         self.out.append(ReadInbox(self.partner))
         self.settling.settle(now=now)

@@ -3,7 +3,8 @@
 A body is written over one path at a time. A write that failed, or whose path was lost, is simply due again: the same
 record over another path. What was under way on a lost path may still land, on top of a newer record that went over
 another one: its slots are written once more when that path's connection has been made anew, as nothing of the old one
-lands from then on. The same holds for what a former incarnation of ours may have had under way on any path, and for
+lands from then on. (A path that is silent, while another can carry records, is left in the same way; its slots are
+written once more when it answers what was asked after that, as all before has landed then.) The same holds for what a former incarnation of ours may have had under way on any path, and for
 what was under way for a former incarnation of the partner. While a write of a slot is under way a newer body waits (one
 write for each slot), so that the number of writes under way is bounded by the number of slots.
 """
@@ -97,12 +98,13 @@ class Publisher:
         entry.path = None
         entry.written = not entry.stale and entry.sequence == sequence
 
-    def on_path_lost(self, path: int) -> None:
-        """Writes under way on `path` are due again, and may land all the same."""
-        for key, entry in self._entries.items():
-            if entry.path == path:
-                entry.path = None
-                self._adrift.setdefault(path, set()).add(key)
+    def on_path_lost(self, path: int) -> bool:
+        """Writes under way on `path` are due again, and may land all the same. Whether there were any."""
+        lost = [key for key, entry in self._entries.items() if entry.path == path]
+        for key in lost:
+            self._entries[key].path = None
+            self._adrift.setdefault(path, set()).add(key)
+        return bool(lost)
 
     def on_path_anew(self, path: int) -> bool:
         """The connection of `path` is a new one, and answers: what the old one may have overwritten is due again.

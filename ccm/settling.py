@@ -77,7 +77,14 @@ class Settling:
             raise AssertionError(f"sessions with partner {self._partner} do not settle")
         carrier = self._paths.carrier_of_records()
         if carrier is not None:
+            self._leave_silent(carrier, now=now)
             self._out += self._publisher.due(carrier.index)
+
+    def _leave_silent(self, carrier: Path, *, now: Instant) -> None:
+        """What is under way on a silent path is due again over `carrier`: perhaps it is what makes that one usable."""
+        for path in self._paths.paths:
+            if path is not carrier and path.state is PathState.SUSPECT and self._publisher.on_path_lost(path.index):
+                path.left_at = now
 
     def _advance_path(self, path: Path, *, now: Instant) -> bool:
         """Queue pairs of a proven path: open, connect; up when both sides have paired."""

@@ -115,6 +115,22 @@ def test_a_path_that_is_fenced_while_it_is_being_made_anew_is_made_with_that_fen
     assert not wrong(result)
 
 
+@pytest.mark.parametrize("silent_at", [90, 95, 100])
+def test_a_path_that_falls_silent_does_not_hold_up_the_records_of_the_next(silent_at: int) -> None:
+    """Seed 415: one path had come back, and what was to be told of its virtual interfaces was under way on the other
+    when that fell silent. Both waited: for the silent one until it was given up, with all sessions.
+    """
+    result = play(
+        f"""
+  - {{at: 1s, fault: adapter.reset, target: b.ic1}}
+  - {{at: {1000 + silent_at}ms, fault: cable.blackhole, target: ic0, for: 1s}}
+""",
+        seed=1,
+    )
+    assert not wrong(result)
+    assert not result.outcome.evidence.of(1, Kind.ERROR_ALERT), "the path that had come back takes the sessions over"
+
+
 LONG_AND_SHORT = """
 name: long-and-short
 nodes:
