@@ -4,9 +4,10 @@ A body is written over one path at a time. A write that failed, or whose path wa
 record over another path. What was under way on a lost path may still land, on top of a newer record that went over
 another one: its slots are written once more when that path's connection has been made anew, as nothing of the old one
 lands from then on. (A path that is silent, while another can carry records, is left in the same way; its slots are
-written once more when it answers what was asked after that, as all before has landed then.) The same holds for what a former incarnation of ours may have had under way on any path, and for
-what was under way for a former incarnation of the partner. While a write of a slot is under way a newer body waits (one
-write for each slot), so that the number of writes under way is bounded by the number of slots.
+written once more when it answers what was asked after that, as all before has landed then.) The same holds for what a
+former incarnation of ours may have had under way on any path, and for what was under way for a former incarnation of
+the partner. While a write of a slot is under way a newer body waits (one write for each slot and path), so that the
+number of writes under way is bounded by the number of slots.
 """
 
 from __future__ import annotations

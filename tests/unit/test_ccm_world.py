@@ -557,6 +557,20 @@ def test_a_fence_that_comes_while_the_path_connects_is_not_forgotten():
     assert path.fence_epoch == before + 1
 
 
+def test_what_a_silent_path_was_asked_before_records_left_it_does_not_show_that_they_have_landed():
+    world = started()
+    peering = world.hardware[1].manager.peerings[2]
+    path, adrift = peering.paths.get(0), peering.publisher._adrift
+    assert world.run(SECOND, lambda: path.liveness.probe_at is not None)
+    asked_at = path.liveness.probe_at
+    adrift[0] = {(RecordKind.SESSIONS, 0)}
+    path.left_at = world.now
+    assert world.run(SECOND, lambda: path.liveness.probe_at != asked_at)
+    assert adrift[0]
+    assert world.run(SECOND, lambda: 0 not in adrift), "the next answer does"
+    assert path.left_at is None
+
+
 def test_a_late_timer_of_ours_is_not_the_partner_s_silence():
     world = started()
     mark = len(world.log)
