@@ -326,6 +326,16 @@ class Driver:
             if port is None or port.gone:
                 self._peers.forget_adapter(index)
                 self._open_port(index)
+        self._tell_fences()
+
+    def _tell_fences(self) -> None:
+        """The fences that stand: an adapter that was out of reach may have raised one, and could tell nobody."""
+        wiring = self._wiring
+        for partner, peering in self.manager.peerings.items():
+            for path in peering.paths.paths:
+                epoch = wiring.node.fence_epoch(partner * PATHS_MAX + path.index)
+                if epoch:
+                    wiring.tell(ev.FencedByPartner(partner, path.index, epoch))
 
     def _set_carrier(self, index: int, up: bool) -> None:
         if up != self._carrier[index]:

@@ -131,6 +131,21 @@ def test_a_path_that_falls_silent_does_not_hold_up_the_records_of_the_next(silen
     assert not result.outcome.evidence.of(1, Kind.ERROR_ALERT), "the path that had come back takes the sessions over"
 
 
+@pytest.mark.parametrize("seed", [1248, 0, 5])
+def test_a_fence_that_a_lost_card_raised_is_known_when_the_card_is_back(seed: int) -> None:
+    """Seed 1248: a fence was acknowledged by a card that had hung and that its host had given up. Nobody told the host;
+    it made the fenced path anew below the fence, so that all that arrived there was refused.
+    """
+    result = play(
+        """
+  - {at: 21ms, fault: adapter.hang, target: b.ic1, for: 379ms}
+  - {at: 252ms, fault: adapter.reset, target: b.ic0}
+""",
+        seed,
+    )
+    assert not wrong(result)
+
+
 LONG_AND_SHORT = """
 name: long-and-short
 nodes:
