@@ -322,11 +322,13 @@ class Driver:
     def _reopen_ports(self) -> None:
         self._reopen_at = None
         self.release()
-        for index, port in enumerate(self._wiring.ports):
+        ports = self._wiring.ports
+        for index, port in enumerate(ports):
             if port is None or port.gone:
                 self._peers.forget_adapter(index)
                 self._open_port(index)
-        self._tell_fences()
+                if ports[index] is not port:
+                    self._tell_fences()
 
     def _tell_fences(self) -> None:
         """The fences that stand: an adapter that was out of reach may have raised one, and could tell nobody."""

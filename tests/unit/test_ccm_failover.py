@@ -188,11 +188,11 @@ def test_what_a_lost_adapter_held_is_left_alone_until_its_path_is_fenced():
     port = world.host(0).driver.ports[0]
     port.gone = True  # a verb of it was not answered
     assert not port.let_go
-    world.filter = lambda path, sender, frame: path == 0  # no fence is answered
+    world.filter = lambda path, sender, frame: False  # no fence is answered
     world.host(0).on_wake(world.now)
     assert port.let_go
     port.context.close()
     world.run(300 * MILLISECOND)
-    world.filter = lambda path, sender, frame: True
+    world.filter = lambda path, sender, frame: path == 1
     assert world.run(3 * SECOND, lambda: all_ready(world))
     assert not world.host(0).driver.client_errors
