@@ -120,7 +120,8 @@ class Flow:
         """The whole frame of a packet for the flow's queue pair.
 
         `kind` is the first half of a BTH's first word (opcode << 8 | SE, pad count); `head` is the BTH's last word
-        (AckReq, PSN) and the extended headers; `payload` is padded.
+        (AckReq, PSN) and the extended headers; `payload` is padded. It is read once: what is sent is what was summed,
+        even where another process writes to that memory meanwhile.
         """
         size = len(payload)
         key = (len(head) + size) << 16 | kind
@@ -130,6 +131,7 @@ class Flow:
         front, seed = known
         crc: int = crc32(head, seed)
         if size:
+            payload = bytes(payload)
             crc = crc32(payload, crc)
         return b"".join((front, head, payload, crc.to_bytes(4, "little")))
 

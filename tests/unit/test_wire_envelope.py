@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from zlib import crc32
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import emul
+from emul.wire import frame as frames
 from emul.wire.address import address_bytes, address_of_gid, address_text, gid_bytes, ipv4_bytes
 from emul.wire.frame import (
     ENVELOPE6_BYTES,
@@ -295,3 +298,27 @@ def test_arp_is_read_as_it_was_written(
     assert Arp.parse(arp.emit() + bytes(padding)) == arp
     for length in range(len(arp.emit())):
         assert Arp.parse(arp.emit()[:length]) is None
+
+
+@each_family
+@pytest.mark.skipif(emul.COMPILED, reason="replaces a function of a module that is compiled")
+def test_a_payload_that_changes_while_it_is_sent_goes_out_as_it_was_summed(
+    family: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host writes its status page while the adapter answers a READ of it."""
+    page = bytearray(64)
+
+    def interrupted(data: bytes | memoryview, seed: int) -> int:
+        summed = crc32(data, seed)
+        page[:8] = (int.from_bytes(page[:8], "little") + 1).to_bytes(8, "little")
+        return summed
+
+    monkeypatch.setattr(frames, "crc32", interrupted)
+    source, target = (address_bytes(text) for text in FAMILIES[family])
+    flow = make_flow(source_mac=MAC_A, target_mac=MAC_B, source=source, target=target, source_port=0xC001)
+    frame = flow.packet(0x1000, BTH[8:] + bytes(4), memoryview(page))
+    monkeypatch.undo()
+    envelope = receiver(family).accept(frame) if family == 4 else receiver(family).accept6(frame)
+    assert isinstance(envelope, Accepted)
+    assert page[0] > 0
+    assert icrc_matches(frame, envelope)
