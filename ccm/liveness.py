@@ -7,8 +7,9 @@ has been under way and nothing at all has come back on the path for its limit: t
 the worst round trip seen lately, since on a loaded machine any wake-up may take milliseconds. The time during which our
 own process was not run is credited: our late timer is not the partner's silence. A path is given up only for one that
 is provably better, that has answered two probes posted since the silent one was last asked: when the machine stalls,
-all paths are silent together, and two sides that gave up different ones would lose both. Without a better one a longer
-limit holds, since nothing would be won.
+all paths are silent together, and two sides that gave up different ones would lose both. For the same reason an answer
+that took longer by the floor than the path's shortest lately proves nothing: it was held up. Without a better path a
+longer limit holds, since nothing would be won.
 
 A card that the machine does not run is silent too, and comes back. Each adapter counts on its node's status page how
 often it looked at its port; the page is read over the other paths as well, so that a silent path whose card, at either
@@ -32,9 +33,9 @@ class Liveness:
     """When one path was last heard of, and until when it may stay silent."""
 
     __slots__ = (
-        "_answered", "_base_at", "_budget", "_busy_until", "_excused_until", "_looks", "_looks_at", "_measured",
-        "_rate", "_settings", "_shaken_until", "_stood_still", "_window_at", "_worst_before_ns", "_worst_ns",
-        "last_life_at", "next_probe_at", "probe_at", "rtt_ns",
+        "_answered", "_base_at", "_best_before_ns", "_best_ns", "_budget", "_busy_until", "_excused_until", "_looks",
+        "_looks_at", "_measured", "_rate", "_settings", "_shaken_until", "_stood_still", "_window_at",
+        "_worst_before_ns", "_worst_ns", "last_life_at", "next_probe_at", "probe_at", "rtt_ns",
     )  # fmt: skip
 
     def __init__(self, budget: Budget | None = None, *, measured: bool = True, now: Instant) -> None:
@@ -62,6 +63,9 @@ class Liveness:
         self._window_at = now
         self._worst_ns = 0
         self._worst_before_ns = 0
+        self._best_ns: int | None = None
+        self._best_before_ns: int | None = None
+        """The shortest round trip of this window and of the one before."""
         self._measured = measured
         """Whether it is known how long an answer takes: one has come."""
 
@@ -89,12 +93,15 @@ class Liveness:
         """The probe under way was answered; the answer may have waited for us for `late_ns`."""
         if self.probe_at is not None:
             self.rtt_ns = max(0, now - self.probe_at - late_ns)
-            if self.rtt_ns > self._settings.limit_floor_ns:
+            if self.rtt_ns > self._best_lately_ns + self._settings.limit_floor_ns:
                 self._shaken_until = Instant(now + self._settings.shaken_ns)
+            self._note_round_trip(self.rtt_ns, now=now)
             if self.probe_at >= self._shaken_until:
                 self._answered = (self._answered[1], self.probe_at)
-            self._note_worst(self.rtt_ns, now=now)
             self._measured = True
+            # Over a long cable the next probe was not due before this answer could come. What it took beyond that
+            # makes us late with the next: a machine that holds one path up holds up the others, too.
+            self.next_probe_at = max(self.next_probe_at, Instant(self.probe_at + self._best_lately_ns))
         self.probe_at = None
         self.on_life(now=now)
 
@@ -123,6 +130,7 @@ class Liveness:
         """
         if self.probe_at is not None and self.last_life_at - self.probe_at > PROBE_MOST_NS:
             self.probe_at = None
+            self.next_probe_at = max(self.next_probe_at, self.last_life_at)
 
     def proven_since(self, moment: Instant) -> bool:
         """Whether two probes that were posted at `moment` or later, and not just after a silence, were answered."""
@@ -188,9 +196,17 @@ class Liveness:
         """The same with the limit of a path without a better one."""
         return None if self.probe_at is None else Instant(self._base_at + self.alone_limit_ns)
 
-    def _note_worst(self, rtt_ns: int, *, now: Instant) -> None:
+    @property
+    def _best_lately_ns(self) -> int:
+        """What the cable itself takes, as far as that is known: an answer that comes much later was held up."""
+        return min((each for each in (self._best_ns, self._best_before_ns) if each is not None), default=0)
+
+    def _note_round_trip(self, rtt_ns: int, *, now: Instant) -> None:
         window_ns = self._settings.window_ns
         if now - self._window_at > window_ns:
-            self._worst_before_ns = self._worst_ns if now - self._window_at <= 2 * window_ns else 0
-            self._worst_ns, self._window_at = 0, now
+            recent = now - self._window_at <= 2 * window_ns
+            self._worst_before_ns = self._worst_ns if recent else 0
+            self._best_before_ns = self._best_ns if recent else None
+            self._worst_ns, self._best_ns, self._window_at = 0, None, now
         self._worst_ns = max(self._worst_ns, rtt_ns)
+        self._best_ns = rtt_ns if self._best_ns is None else min(self._best_ns, rtt_ns)

@@ -56,8 +56,8 @@ class Settings:
     alone_limit_ns: int = 400 * MILLISECOND
     """Limit of a path without a better one."""
     shaken_ns: int = 20 * MILLISECOND
-    """A path that itself was silent for longer than limit_floor_ns is no evidence against another one for so long after
-    its return: when everything stalled, lost requests are repeated within a retransmission timeout of the well-known
+    """A path that itself answered later by limit_floor_ns than it can is no evidence against another one for so long
+    after: when everything stalled, lost requests are repeated within a retransmission timeout of the well-known
     connection (17 ms), not all at once.
     """
     window_ns: int = 3 * SECOND

@@ -27,9 +27,9 @@ ARMED = {
 DROPPED = {
     # clocks and measured times
     "since", "up_since", "connect_by", "retry_ns", "hold_down_ns", "rtt_ns", "_answered", "_base_at", "_busy_until",
-    "_budget", "_rate", "budget", "_window_at", "_worst_before_ns", "_worst_ns", "_shaken_until", "last_life_at",
-    "next_probe_at", "_told_at", "_expected_at", "_looks_at", "_excused_until", "settings", "_settings",
-    "refused_ns", "patience", "spread",
+    "_budget", "_rate", "budget", "_window_at", "_best_before_ns", "_best_ns", "_worst_before_ns", "_worst_ns",
+    "_shaken_until", "last_life_at", "next_probe_at", "_told_at", "_expected_at", "_looks_at", "_excused_until",
+    "settings", "_settings", "refused_ns", "patience", "spread",
     # only for people
     "reason", "losses", "last_loss", "readies", "breaks", "last_error", "refused", "last_refusal", "steps_taken",
     # the source of sequence numbers, which are numbered anew; constants; links back

@@ -19,6 +19,7 @@ from lab.topology import Topology
 
 PAGE = Path(__file__).parents[2] / "docs" / "probes.md"
 ROW = re.compile(r"\| [^|]+ \| (\d+) \| (busy|idle) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|")
+LONG_ROW = re.compile(r"\| (\d+) ms \| (\d+) \| (\d+) \| (\d+) \|")
 WAKE_NS = 4 * MILLISECOND
 """A host's or card's turn that the simulated machine lets wait (lab.sim.pace.LATE_NS), and its usual delays."""
 
@@ -48,10 +49,42 @@ def test_the_figures_in_the_text_are_those_of_the_settings() -> None:
     assert intervals == (5, 20) and s.apart_probe_interval_ns == SECOND and STATUS_READ_BYTES == 256
 
 
-@pytest.mark.parametrize("seed", range(6))
+def test_the_table_of_long_cables_is_what_the_formula_gives() -> None:
+    rows = LONG_ROW.findall(PAGE.read_text(encoding="utf-8"))
+    assert len(rows) == 4
+    for round_trip, *figures in rows:
+        round_trip_ns = int(round_trip) * MILLISECOND
+        limit_ns = max(DEFAULTS.limit_floor_ns, min(DEFAULTS.limit_most_ns, DEFAULTS.limit_factor * round_trip_ns))
+        expected = [
+            limit_ns, detection_ns(busy_paths=2, round_trip_ns=round_trip_ns), detection_ns(busy_paths=2, alone=True),
+        ]  # fmt: skip
+        assert [int(figure) for figure in figures] == [ns // MILLISECOND for ns in expected]
+
+
+LONG = """
+name: long-pair
+nodes:
+  a: {{adapters: [ic0, ic1], nvram: 64KiB, clients: [nvram-mirror]}}
+  b: {{adapters: [ic0, ic1], nvram: 64KiB, clients: [nvram-mirror]}}
+cables:
+  ic0: {{ends: [a.ic0, b.ic0], delay: {}ms}}
+  ic1: {{ends: [a.ic1, b.ic1], delay: {}ms}}
+"""
+CABLES = {
+    "short": Topology.load("ha-pair"),
+    "long": Topology.parse(LONG.format(10, 10)),
+    "longer": Topology.parse(LONG.format(40, 40)),
+    "long and short": Topology.parse(LONG.format(10, 1)),
+    "short and long": Topology.parse(LONG.format(1, 10)),
+}
+
+SEEDS = {name: 6 if name == "short" else 2 for name in CABLES}
+
+
 @pytest.mark.parametrize("rate", [Rate.BUSY, Rate.IDLE])
-def test_a_silent_cable_is_given_up_within_what_the_formula_says(rate: Rate, seed: int) -> None:
-    world = SimWorld(Plan(Topology.load("ha-pair")), seed=seed)
+@pytest.mark.parametrize(("cables", "seed"), [(name, seed) for name in CABLES for seed in range(SEEDS[name])])
+def test_a_silent_cable_is_given_up_within_what_the_formula_says(cables: str, rate: Rate, seed: int) -> None:
+    world = SimWorld(Plan(CABLES[cables]), seed=seed)
     world.start()
     world.advance(SECOND)
     if rate is Rate.BUSY:
@@ -71,5 +104,8 @@ def test_a_silent_cable_is_given_up_within_what_the_formula_says(rate: Rate, see
         if entry.kind is Kind.PATH_DOWN and entry.at > at
     ]
     count = {"busy_paths": 2} if rate is Rate.BUSY else {"idle_paths": 2}
-    bound = detection_ns(rate=rate, round_trip_ns=-(-limit_ns // DEFAULTS.limit_factor), **count) + WAKE_NS
-    assert down and min(down) <= bound
+    round_trip_ns = -(-limit_ns // DEFAULTS.limit_factor)
+    bound = detection_ns(rate=rate, round_trip_ns=round_trip_ns, **count) + round_trip_ns // 2 + WAKE_NS
+    assert len(down) == len(world.nodes) and min(down) <= bound
+    before = [e for node in world.nodes for e in read_entries(world.history(node)) if e.kind is Kind.PATH_DOWN]
+    assert len(before) == len(down), "and no other path was given up"

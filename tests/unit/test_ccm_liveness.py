@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ccm.liveness import Liveness
+from ccm.liveness import PROBE_MOST_NS, Liveness
 from ccm.settings import DEFAULTS
 from emul.clock import MILLISECOND, SECOND, Instant
 
@@ -149,3 +149,52 @@ def test_an_answer_ends_the_excuse():
     liveness.on_answer(now=at(7))
     liveness.on_probe(now=at(8))
     assert not liveness.excused(now=at(8))
+
+
+def answer(liveness: Liveness, asked_ms: int, took_ms: int) -> None:
+    liveness.on_probe(now=at(asked_ms))
+    liveness.on_answer(now=at(asked_ms + took_ms))
+
+
+def test_a_long_path_proves_itself_as_a_short_one_does():
+    liveness = Liveness(measured=False, now=START)
+    answer(liveness, 0, 20)
+    assert not liveness.proven_since(START), "nothing was known of it yet: it might have been held up"
+    for asked_ms in (40, 60):
+        answer(liveness, asked_ms, 20)
+    assert liveness.proven_since(at(40))
+
+
+def test_an_answer_that_was_held_up_proves_nothing_on_a_long_path_either():
+    late_ms = 20 + DEFAULTS.limit_floor_ns // MILLISECOND
+    for took_ms, proven in ((late_ms, True), (late_ms + 1, False)):
+        liveness = Liveness(now=START)
+        for asked_ms in (0, 40):
+            answer(liveness, asked_ms, 20)
+        answer(liveness, 80, took_ms)
+        answer(liveness, 80 + took_ms, 20)
+        assert liveness.proven_since(at(80)) is proven
+
+
+def test_a_path_whose_round_trips_became_longer_proves_itself_once_the_short_ones_are_forgotten():
+    liveness = Liveness(now=START)
+    answer(liveness, 0, 1)
+    proven_at = []
+    for asked_ms in range(10, 3 * DEFAULTS.window_ns // MILLISECOND, 40):
+        answer(liveness, asked_ms, 30)
+        if liveness.proven_since(at(1)):
+            proven_at.append(asked_ms * MILLISECOND)
+    assert 2 * DEFAULTS.window_ns < proven_at[0] < 2 * DEFAULTS.window_ns + 500 * MILLISECOND
+
+
+def test_where_answers_take_longer_than_an_interval_the_next_probe_is_due_then_and_not_before():
+    liveness = Liveness(now=START)
+    liveness.on_work(now=START)
+    answer(liveness, 0, 20)
+    assert liveness.next_probe_at == at(20), "due earlier, it would look as if we had not been run in time"
+    answer(liveness, 20, 25)
+    assert liveness.next_probe_at == at(40), "this one was held up for 5 ms, and the other paths may be, too"
+    liveness.on_probe(now=at(50))
+    liveness.on_life(now=Instant(at(50) + PROBE_MOST_NS + 1))
+    liveness.forget_lost_probe()
+    assert liveness.next_probe_at == liveness.last_life_at
