@@ -83,7 +83,9 @@ MENDS_WITHIN_NS = 10 * SECOND
 """A session whose virtual interfaces failed so often within that time breaks: it is not the queue pairs."""
 REFUSED_FIRST_NS = SECOND
 REFUSED_MOST_NS = 16 * SECOND
-"""How long a session that its client or card can't provide for waits before it is tried again; doubles."""
+"""How long a session that its client or card can't provide for waits before it is tried again, on one path or as a
+whole; doubles.
+"""
 EPOCH_JUMP_MAX = 1 << 24
 """How far a partner's epoch may be ahead of the highest that we know. More than re-establishments explain is refused,
 or a partner gone mad would use up the numbers for good.
@@ -95,8 +97,8 @@ class SessionCore:
 
     __slots__ = (
         "_settings", "alerted", "breaks", "client", "close_by", "entry", "epoch", "last_error", "mend_by", "mended",
-        "mending", "moving", "name", "needs", "partner_epoch", "partner_phase", "readies", "reason", "refused_ns",
-        "refused_on", "refused_until", "routes", "since", "state", "stranded", "stranded_by",
+        "mending", "moving", "name", "needs", "partner_epoch", "partner_phase", "readies", "reason", "refusals_on",
+        "refused_ns", "refused_on", "refused_until", "routes", "since", "state", "stranded", "stranded_by",
     )  # fmt: skip
 
     def __init__(
@@ -137,8 +139,10 @@ class SessionCore:
         """How long that may take."""
         self.mended: list[Instant] = []
         """When virtual interfaces failed lately."""
-        self.refused_on: set[int] = set()
-        """Paths on which this epoch's queue pairs could not be made."""
+        self.refused_on: dict[int, Instant] = {}
+        """Path on which this epoch's queue pairs could not be made -> when they are tried again, and ..."""
+        self.refusals_on: dict[int, int] = {}
+        """... how often they could not."""
         self.refused_until: Instant | None = None
         """When it is tried again."""
         self.refused_ns = REFUSED_FIRST_NS
@@ -156,11 +160,33 @@ class SessionCore:
             self.moving.clear()
             self.stranded.clear()
             self.mending.clear()
-        if following in (SessionState.WAITING, SessionState.CLOSED):
+        if following in (SessionState.WAITING, SessionState.CLOSED, SessionState.CLOSING):
             self.refused_on.clear()
+            self.refusals_on.clear()
         if following is SessionState.READY:
             self.refused_ns = REFUSED_FIRST_NS
         return True
+
+    def bar(self, path: int, *, now: Instant) -> None:
+        """Its queue pairs can't be made on `path` just now."""
+        times = self.refusals_on.get(path, 0)
+        wait_ns = REFUSED_FIRST_NS << times
+        if wait_ns < REFUSED_MOST_NS:
+            self.refusals_on[path] = times + 1
+        self.refused_on[path] = Instant(now + min(wait_ns, REFUSED_MOST_NS))
+
+    def unbar(self, *, now: Instant) -> bool:
+        """Whether there is a path on which they are to be tried again."""
+        due = [path for path, until in self.refused_on.items() if now >= until]
+        for path in due:
+            del self.refused_on[path]
+        return bool(due)
+
+    def forget_path(self, path: int) -> None:
+        """It is lost: what could not be made there is tried anew when it comes back."""
+        self.mending.pop(path, None)  # the fence of the whole path, or the end of the session, follows
+        self.refused_on.pop(path, None)
+        self.refusals_on.pop(path, None)
 
     def next_deadline(self) -> Instant | None:
         """When it stops waiting for something: for its partner's word, for queue pairs, for leave to try again."""
@@ -169,6 +195,7 @@ class SessionCore:
             self.stranded_by if self.stranded else None,
             self.mend_by if self.mending else None,
             self.refused_until,
+            min(self.refused_on.values()) if self.refused_on else None,
         )
 
     @property

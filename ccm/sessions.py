@@ -188,14 +188,14 @@ class SessionSet:
                 self._out.append(Route(self._partner, session.client, vi, path.index))
 
     def refuse_on(self, client: int, path: Path, *, now: Instant) -> None:
-        """The session's queue pairs or regions can't be made on `path`, which is well. Where no path has them the
-        session waits a while; the others go on.
+        """The session's queue pairs or regions can't be made on `path`, which is well: they are tried again there after
+        a while. Where no path has them the session waits as a whole; the others go on.
         """
         session = self.sessions.get(client)
         if session is None or path.pairing.lanes.pop(client, None) is None:
             return
         self._out.append(CloseLanes(self._partner, path.index, client))
-        session.refused_on.add(path.index)
+        session.bar(path.index, now=now)
         opening = session.state in (SessionState.PREPARING, SessionState.OFFERED)
         if opening and not any(each.proven and client in each.pairing.lanes for each in self._paths.paths):
             session.refused_until = Instant(now + session.refused_ns)
@@ -235,8 +235,7 @@ class SessionSet:
         posted there waits for its fence.
         """
         for session in self.sessions.values():
-            session.mending.pop(lost.index, None)  # the fence of the whole path, or the end of the session, follows
-            session.refused_on.discard(lost.index)
+            session.forget_path(lost.index)
             self._call_off_moves(session, lost)
 
     def _call_off_moves(self, session: SessionCore, lost: Path) -> None:
@@ -372,6 +371,8 @@ class SessionSet:
             if now < session.refused_until:
                 return False
             session.refused_until = None
+        if session.refused_on and session.unbar(now=now):
+            return True
         if session.state is SessionState.WAITING:
             return self._agree(session) and session.take(SessionInput.AGREED, now=now)
         usable = bool(self._paths.candidates(session.client, session.epoch))

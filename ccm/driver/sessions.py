@@ -137,8 +137,7 @@ class SessionDriver:
         self._lanes[action.partner, action.path, action.client] = lanes
         fence = (fence_slot(action.partner, action.path), action.fence_epoch)
         try:
-            if not self._reserve(lanes, action.needs):
-                return
+            self._reserve(lanes, action.needs)
             yield from lanes.open(action.needs, source, exposed, fence, lambda: self._rng.getrandbits(24))
         except RDMAError as error:
             self._refused(which, error)
@@ -146,18 +145,15 @@ class SessionDriver:
         entry = lanes.entry()
         wiring.tell(ev.LanesOpened(*which, entry.vis, entry.rkey, entry.address, entry.length))
 
-    def _reserve(self, lanes: Lanes, needs: Needs) -> bool:
-        """Whether the adapter has room for what the client needs; else it gets no session, and the others go on."""
+    def _reserve(self, lanes: Lanes, needs: Needs) -> None:
+        """Makes room for the completions of what the client needs. Raises RDMAError where the adapter has none."""
         try:
             lanes.reserve(needs)
         except DeviceGone:
             raise
         except RDMAError as error:
-            text = f"{needs.vis} VIs of depth {needs.depth} are too much for adapter {lanes.port.index}: {error}"
-            self._wiring.on_client_exception(lanes.client.name, NeedsError(text))
-            self._wiring.tell(ev.ClientClosed(lanes.session.partner.id, lanes.client.name))
-            return False
-        return True
+            wanted = f"{needs.vis} VIs of depth {needs.depth} are too much for adapter {lanes.port.index}"
+            raise RDMAError(error.error_code, f"{wanted}: {error.sentence}") from error
 
     def _regions(self, client: Client, partner: Partner, exposed_bytes: int) -> tuple[Region | None, Region | None]:
         source = checked_region(client.source(partner), "source")

@@ -5,24 +5,31 @@ Two real hosts with real adapters; what fails is broken in the card.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from errno import ENOMEM
+from itertools import pairwise
+
 import pytest
 
 from ccm.client import Client, Partner, Region, Session
 from ccm.history import Kind
-from ccm.lanes import RECEIVES_SPARE, REQUEST_MAX_NS
+from ccm.lanes import QUEUE_SPARE, RECEIVES_SPARE, REQUEST_MAX_NS
 from ccm.liveness import PROBE_MOST_NS
 from ccm.needs import Needs
 from ccm.reasons import Reason
 from ccm.session import MEND_TIMEOUT_NS, MENDS_MAX, REFUSED_FIRST_NS
 from ccm.settings import DEFAULTS
+from emul.adapter import Adapter
 from emul.clock import MILLISECOND, SECOND, Instant
+from emul.host_context import Request
 from emul.memory import Memory
-from emul.regions import RegionTable
+from emul.vocabulary import QPState
 from tests.unit.ccm_hosts import TwoHosts
 from tests.unit.test_ccm_hosts import all_ready, half, load, running, sessions
 
 MIRROR, ECHO = "nvram-mirror", "echo"
-MESSAGE_REGION_BYTES = (2 * 4 + RECEIVES_SPARE) * 128
+DEPTH = 4
+MESSAGE_REGION_BYTES = (2 * DEPTH + RECEIVES_SPARE) * 128
 """Of the teller: its message buffers."""
 
 
@@ -125,7 +132,7 @@ class Teller(Client):
         self.got: list[bytes] = []
 
     def needs(self, partner: Partner) -> Needs:
-        return Needs(depth=4, message_bytes=64)
+        return Needs(depth=DEPTH, message_bytes=64)
 
     def on_ready(self, session: Session, now: Instant) -> None:
         self.session = session
@@ -261,24 +268,114 @@ def test_a_client_with_a_bad_region_is_refused_alone_and_both_sides_say_why(wron
     assert not broken(world)
 
 
-def test_a_card_without_room_on_one_path_leaves_the_session_the_other(monkeypatch: pytest.MonkeyPatch):
+VERBS: dict[str, Callable[[Request], object]] = {
+    "its memory region": lambda asked: asked["op"] == "reg_mr" and asked["length"] == MESSAGE_REGION_BYTES,
+    "its queue pair": lambda asked: asked["op"] == "create_qp" and asked["max_send_wr"] == DEPTH + QUEUE_SPARE,
+    "fenced": lambda asked: asked["op"] == "modify_qp" and asked["qp_state"] == QPState.INIT and asked["fence_slot"],
+    "connected": lambda asked: asked["op"] == "modify_qp" and asked["qp_state"] == QPState.RTR,
+    "ready to send": lambda asked: asked["op"] == "modify_qp" and asked["qp_state"] == QPState.RTS,
+}
+"""What a card may refuse of a session that is to be opened on a path."""
+
+
+class Obstacle:
+    """One verb that one card refuses."""
+
+    def __init__(
+        self, world: TwoHosts, node: int, path: int, verb: str, monkeypatch: pytest.MonkeyPatch, errno: int = ENOMEM
+    ) -> None:
+        self.stands = True
+        self.met_at: list[int] = []
+        card, execute = world.adapters[node][path], Adapter.execute
+
+        def refuse(each: Adapter, asked: Request, memories: list[Memory], *, now: Instant) -> object:
+            if self.stands and each is card and VERBS[verb](asked):
+                self.met_at.append(now)
+                return {"errno": errno, "message": f"no room: {verb}"}, []
+            return execute(each, asked, memories, now=now)
+
+        monkeypatch.setattr(Adapter, "execute", refuse)
+
+
+@pytest.mark.parametrize("node", [0, 1])
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_card_that_refuses_a_session_s_verbs_for_a_while_costs_no_path(
+    verb: str, node: int, monkeypatch: pytest.MonkeyPatch
+):
+    """The session lives on the other path, and when that is lost it has this one: what was refused is tried again."""
     tellers = Teller(), Teller()
     world = TwoHosts(((tellers[0],), (tellers[1],)))
-    full, register = world.adapters[0][1].regions, RegionTable.register
-
-    def refuse(self: RegionTable, memory: Memory, **rest: object) -> object:
-        if self is full and rest.get("length", 0) == MESSAGE_REGION_BYTES:
-            raise ValueError("an adapter holds so many regions at the most")
-        return register(self, memory, **rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(RegionTable, "register", refuse)
+    obstacle = Obstacle(world, node, 1, verb, monkeypatch)
     world.boot()
     assert world.run(SECOND, lambda: all(teller.session is not None for teller in tellers))
-    world.run(300 * MILLISECOND)
+    world.run(2 * REFUSED_FIRST_NS)
     assert route(world, 0, "teller") == route(world, 1, "teller") == 0
-    assert not broken(world) and not world.history(0, Kind.PATH_DOWN)
-    assert any("so many regions" in str(fields.get("text")) for word, fields in world.logs[0] if word == "refused")
+    assert 2 <= len(obstacle.met_at) <= 3 and obstacle.met_at[1] - obstacle.met_at[0] >= REFUSED_FIRST_NS
+    told = [fields for word, fields in world.logs[node] if word == "refused"]
+    assert any(f"no room: {verb}" in str(fields["text"]) and "teller" in str(fields["text"]) for fields in told), told
+    obstacle.stands = False
+    world.run(4 * REFUSED_FIRST_NS)
+    world.cut(0)
+    world.run(50 * MILLISECOND)
+    assert route(world, 0, "teller") == route(world, 1, "teller") == 1
     assert tellers[0].session is not None
-    tellers[0].session.send(b"over the other path")
+    tellers[0].session.send(b"over the path that was short of room")
     world.run(10 * MILLISECOND)
-    assert tellers[1].got == [b"over the other path"]
+    assert tellers[1].got == [b"over the path that was short of room"]
+    assert not broken(world)
+    for each in (0, 1):
+        assert {entry.extra for entry in world.history(each, Kind.PATH_DOWN)} == {0}, "the one that was cut"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_card_that_goes_on_refusing_is_asked_less_and_less_often(verb: str, monkeypatch: pytest.MonkeyPatch):
+    world = TwoHosts(((Teller(),), (Teller(),)))
+    obstacle = Obstacle(world, 0, 1, verb, monkeypatch)
+    world.boot()
+    world.run(40 * SECOND)
+    gaps_s = [(later - earlier) // SECOND for earlier, later in pairwise(obstacle.met_at)]
+    assert gaps_s == [1, 2, 4, 8, 16]
+    assert not broken(world) and not world.history(0, Kind.PATH_DOWN)
+
+
+def test_a_session_that_is_closed_while_a_path_refuses_it_leaves_no_timer(monkeypatch: pytest.MonkeyPatch):
+    tellers = Teller(), Teller()
+    world = TwoHosts(((tellers[0],), (tellers[1],)))
+    obstacle = Obstacle(world, 0, 1, "its queue pair", monkeypatch)
+    world.boot()
+    assert world.run(SECOND, lambda: bool(obstacle.met_at))
+    world.host(0).control({"op": "client.close", "client": "teller"}, world.now)
+    world.run(3 * REFUSED_FIRST_NS)
+    assert len(obstacle.met_at) == 1 and sessions(world, 0)["teller"]["state"] == "CLOSED"
+
+
+def test_a_session_whose_only_path_refuses_it_waits_and_the_path_stays(monkeypatch: pytest.MonkeyPatch):
+    tellers = Teller(), Teller()
+    world = TwoHosts(((tellers[0],), (tellers[1],)), named=(MIRROR,), paths=1)
+    obstacle = Obstacle(world, 0, 0, "its queue pair", monkeypatch)
+    world.boot()
+    world.run(2 * SECOND)
+    assert tellers[0].session is tellers[1].session is None and obstacle.met_at
+    assert world.history(0, Kind.READY_ALERT) and not world.history(0, Kind.PATH_DOWN)
+    assert sessions(world, 0)["teller"]["reason"] == Reason.VERBS_FAILED.name
+    assert sessions(world, 1)["teller"]["reason"] == Reason.PARTNER_REFUSED.name
+    obstacle.stands = False
+    assert world.run(4 * SECOND, lambda: tellers[0].session is not None and tellers[1].session is not None)
+
+
+def test_queue_pairs_that_fail_and_can_t_be_made_anew_at_once_cost_no_path(monkeypatch: pytest.MonkeyPatch):
+    """They fail on a living path, and the card has no room for new ones: the work goes over the other path."""
+    world, sender, receiver, path = talking()
+    obstacle = Obstacle(world, 0, path, "its queue pair", monkeypatch)
+    world.adapters[0][path].inject("qp_error", {"qp": "client", "count": 8}, now=world.now)
+    world.run(100 * MILLISECOND)
+    assert obstacle.met_at and route(world, 0, "teller") == 1 - path
+    assert sender.session is not None
+    sender.session.send(b"by the other way")
+    world.run(10 * MILLISECOND)
+    assert receiver.got == [b"by the other way"]
+    obstacle.stands = False
+    world.run(2 * REFUSED_FIRST_NS)
+    assert not broken(world) and not world.history(0, Kind.PATH_DOWN) and not world.history(1, Kind.PATH_DOWN)
+    status = world.host(0).control({"op": "status"}, world.now)["partners"]["b"]
+    assert {entry["state"] for entry in status["paths"]} == {"UP"}

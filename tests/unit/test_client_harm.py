@@ -272,6 +272,8 @@ def test_needs_beyond_what_the_adapter_has_cost_that_client_its_session_and_nobo
     world.boot()
     assert world.run(SECOND, lambda: len(world.history(0, Kind.READY_ALERT)) >= 2)
     assert others_work(world) and ours.session is None
-    found = world.host(0).control({"op": "status"}, world.now)["clients"]["greedy"]
-    assert "8 VIs of depth 1024 are too much for adapter " in found["last_exception"]
-    assert "completions may wait, the largest queue holds 8192" in found["last_exception"]
+    partner = world.host(0).control({"op": "status"}, world.now)["partners"]["b"]
+    reasons = {session["client"]: session["reason"] for session in partner["sessions"]}
+    assert reasons["greedy"] == "VERBS_FAILED"
+    assert "8 VIs of depth 1024 are too much for adapter " in partner["last_refusal"]
+    assert "completions may wait, the largest queue holds 8192" in partner["last_refusal"]
