@@ -434,8 +434,8 @@ class Peering:
         self.settling.refuse(0, Reason.NONE, event.reason)
 
     def on_lanes_failed(self, event: ev.LanesFailed, *, now: Instant) -> None:
-        """The local adapter refused what one session needs, which is then barred from the path, or it is dead: that alone
-        brings the path down.
+        """The local adapter refused what one session needs, which is barred from the path then, or it is dead:
+        that alone brings the path down.
         """
         path = self.paths.get(event.path)
         lane = path.pairing.lanes.get(event.client) if path is not None else None
