@@ -8,8 +8,10 @@ import random
 import select
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from errno import ETIMEDOUT
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ import pytest
 from emul import process
 from emul.cm import CmEventType, CmId
 from emul.cm_machine import CmEvent
-from emul.control import SocketDevice, receive_message, send_message
+from emul.control import STILL_MAX_MS, SocketDevice, receive_message, send_message
 from emul.errors import DeviceGone, RDMAError
 from emul.memory import Memory
 from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
@@ -251,6 +253,54 @@ def test_a_stopped_adapter_is_waited_for_and_a_killed_one_is_an_event(adapters: 
     adapters.pids[1] = adapters._start(1)
     fresh = adapters.attach(1, incarnation=1)
     assert fresh.resources()["qp"] == 0  # a card that was replaced knows nothing
+
+
+class Starved:
+    """An adapter's process that wants to run and isn't: the lowest of priorities on a processor that is never idle."""
+
+    def __init__(self, adapter: int) -> None:
+        self._adapter, self._before = adapter, os.sched_getaffinity(adapter)
+        processor = {min(self._before)}
+        self._greedy = os.fork()
+        if self._greedy == 0:
+            with contextlib.suppress(BaseException):
+                os.sched_setaffinity(0, processor)
+                os.setpriority(os.PRIO_PROCESS, 0, -20)
+                until = time.monotonic() + DEADLINE_S  # also without whoever should end it
+                while time.monotonic() < until:
+                    pass
+            os._exit(0)
+        os.sched_setaffinity(adapter, processor)
+        os.sched_setscheduler(adapter, os.SCHED_IDLE, os.sched_param(0))
+        self._ended = False
+
+    def end(self) -> None:
+        """The processor is free."""
+        if not self._ended:
+            self._ended = True
+            os.kill(self._greedy, signal.SIGKILL)
+            os.waitpid(self._greedy, 0)
+            os.sched_setaffinity(self._adapter, self._before)
+            os.sched_setscheduler(self._adapter, os.SCHED_OTHER, os.sched_param(0))
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("adapters", ["packet"], indirect=True)
+def test_an_adapter_that_the_machine_does_not_run_is_waited_for_and_one_that_stands_still_is_not(
+    adapters: RealAdapters,
+) -> None:
+    a = adapters.attach(0)
+    starved = Starved(adapters.pids[0])
+    later = threading.Timer(2 * STILL_MAX_MS / 1000, starved.end)
+    later.start()
+    try:
+        a.query_port()
+    finally:
+        later.join()
+    os.kill(adapters.pids[0], signal.SIGSTOP)
+    with pytest.raises(DeviceGone, match="does not answer") as found:
+        a.query_port()
+    assert found.value.errno == ETIMEDOUT
 
 
 @pytest.fixture(params=[pytest.param("xdp", marks=pytest.mark.needs_large_frames), "packet"])
