@@ -16,6 +16,7 @@ from lab.docker.nodes import remove_leftovers
 from lab.docker.world import nodes_in_containers
 from lab.plan import Plan
 from lab.topology import Topology
+from lab.world import HostUnreachable
 from tests.helpers.attempts import judged_on_a_steady_machine
 
 pytestmark = [pytest.mark.alone, pytest.mark.needs_docker, pytest.mark.root, pytest.mark.netns]
@@ -51,6 +52,14 @@ def containers(engine, lab):
     return {(one.labels["ccm-lab.node"], one.labels["ccm-lab.role"]): one for one in found}
 
 
+def clients(lab, node) -> dict:
+    """What a host says of its clients; nothing while it boots."""
+    try:
+        return dict(lab.world.host(node, {"op": "status"})["clients"])
+    except HostUnreachable:
+        return {}
+
+
 def process_of(container) -> int:
     container.reload()
     return container.attrs["State"]["Pid"]
@@ -62,10 +71,61 @@ def carrier(container, interface: str) -> str:
     return path.read_text().strip()
 
 
-@pytest.mark.parametrize("scenario", ["cable-cut", "both-cables-cut", "host-restart", "adapter-hang"])
+@pytest.mark.parametrize("scenario", ["cable-cut", "both-cables-cut", "host-restart", "adapter-hang", "own-client", "member-leaves"])
 def test_a_scenario_passes_with_hosts_in_containers(scenario):
     result = judged_on_a_steady_machine(lambda attempt: run(scenario, world="docker").to_json())
     assert result["verdict"] == "pass", result
+
+
+OWN_CODE = """
+from helper import SIZE
+from ccm.client import Client
+from ccm.needs import Needs
+
+class Mine(Client):
+    name = "mine"
+
+    def needs(self, partner):
+        return Needs(depth=4, message_bytes=SIZE)
+"""
+OWN_PAIR = """
+name: own-pair
+nodes:
+  a: {adapters: [ic0], nvram: 64KiB, clients: [mine, echo]}
+  b: {adapters: [ic0], nvram: 64KiB, clients: [mine, echo]}
+cables: {ic0: [a.ic0, b.ic0]}
+client_code: {mine: "my clients/mine.py:Mine"}
+"""
+
+
+def test_a_client_of_one_s_own_comes_along_into_the_container_with_what_lies_beside_it(tmp_path):
+    """Its code is where a user keeps it: in a directory that no container has by itself."""
+    beside = tmp_path / "my clients"
+    beside.mkdir()
+    (beside / "mine.py").write_text(OWN_CODE)
+    (beside / "helper.py").write_text("SIZE = 64\n")
+    (tmp_path / "pair.yaml").write_text(OWN_PAIR)
+    with Lab(Topology.load(str(tmp_path / "pair.yaml")), world="docker") as lab:
+        lab.wait_ready()
+        lab.hosts["b"].crash()
+        lab.hosts["b"].boot()
+        wait_for("b is there again", lambda: clients(lab, "b"))
+        lab.wait_ready()
+        for node in ("a", "b"):
+            assert clients(lab, node)["mine"]["state"] == "running"
+
+
+def test_a_client_whose_code_is_gone_is_told_and_harms_no_other(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN_CODE)
+    (tmp_path / "helper.py").write_text("SIZE = 64\n")
+    (tmp_path / "pair.yaml").write_text(OWN_PAIR.replace("my clients/mine.py", "mine.py"))
+    topology = Topology.load(str(tmp_path / "pair.yaml"))
+    (tmp_path / "helper.py").unlink()
+    with Lab(topology, world="docker") as lab:
+        wait_for("hosts answer", lambda: "echo" in clients(lab, "a"))
+        assert clients(lab, "a")["mine"]["state"] == "not made"
+        assert "No module named 'helper'" in clients(lab, "a")["mine"]["last_exception"]
+        assert clients(lab, "a")["echo"]["state"] == "running"
 
 
 def test_adapters_are_in_the_hardware_containers_namespace_and_hosts_share_it(engine, lab):
