@@ -71,7 +71,10 @@ def carrier(container, interface: str) -> str:
     return path.read_text().strip()
 
 
-@pytest.mark.parametrize("scenario", ["cable-cut", "both-cables-cut", "host-restart", "adapter-hang", "own-client", "member-leaves"])
+SCENARIOS = ["cable-cut", "both-cables-cut", "host-restart", "adapter-hang", "own-client", "member-leaves"]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_scenario_passes_with_hosts_in_containers(scenario):
     result = judged_on_a_steady_machine(lambda attempt: run(scenario, world="docker").to_json())
     assert result["verdict"] == "pass", result
