@@ -7,8 +7,8 @@ from errno import ENOMEM
 
 from emul.clock import Instant
 from emul.errors import DeviceGone, RDMAError
-from emul.verbs import CQ, PD, Context
-from emul.vocabulary import WC
+from emul.verbs import CQ, MR, PD, Context
+from emul.vocabulary import WC, AccessFlags
 
 COMPLETIONS_FIRST = 4096
 """Size of the completion queue at first."""
@@ -21,7 +21,31 @@ POLL_MAX = 64
 POLLS_MAX = 128
 """Rounds of one drain: bounds the time away from timers."""
 
+PIECE_BYTES = 2048
+"""What one well-known connection needs of a region for its own use."""
+PIECES = 16
+
 Handler = Callable[[WC, Instant], None]
+
+
+class Piece:
+    """A part of a region (as `emul.verbs.MR`, as far as connections need it)."""
+
+    __slots__ = ("_offset", "buf", "lkey", "region")
+
+    def __init__(self, region: MR, offset: int) -> None:
+        self.region = region
+        self._offset = offset
+        self.buf = region.buf + offset
+        self.lkey = region.lkey
+
+    def read(self, length: int, offset: int) -> bytes:
+        """`length` bytes from `offset`."""
+        return self.region.read(length, self._offset + offset)
+
+    def write(self, data: bytes, length: int, offset: int = 0) -> None:
+        """Stores the first `length` bytes of `data` at `offset`."""
+        self.region.write(data, length, self._offset + offset)
 
 
 class AdapterPort:
@@ -43,6 +67,36 @@ class AdapterPort:
         self._room = COMPLETIONS_FIRST
         self._reserved = COMPLETIONS_SPARE
         self.cq.req_notify()
+        facts = context.query_port(1)
+        self.mtu = facts.active_mtu
+        """The largest path MTU that the port carries."""
+        self.had_carrier = facts.state.name == "ACTIVE"
+        """When it was opened."""
+        self._pieces: list[Piece] = []
+        """Free ones."""
+        self._taken = 0
+
+    def take_piece(self) -> Piece:
+        """PIECE_BYTES of zeros that the adapter may write to; `give_back` them when nothing refers to them any more.
+        They come from regions for PIECES of them, as to register a region is a slow verb. Raises RDMAError.
+        """
+        if not self._pieces:
+            region = MR(self.pd, PIECES * PIECE_BYTES, AccessFlags.LOCAL_WRITE)
+            self._pieces = [Piece(region, number * PIECE_BYTES) for number in range(PIECES)]
+        piece = self._pieces.pop()
+        self._taken += 1
+        piece.write(bytes(PIECE_BYTES), PIECE_BYTES)
+        return piece
+
+    def give_back(self, piece: Piece) -> list[MR]:
+        """Nothing of the adapter's refers to it any more; gives the regions that are to be closed with the last."""
+        self._pieces.append(piece)
+        self._taken -= 1
+        if self._taken:
+            return []
+        regions = {each.lkey: each.region for each in self._pieces}
+        self._pieces.clear()
+        return list(regions.values())
 
     def reserve(self, entries: int) -> None:
         """So many completions may wait at once from now on, besides those reserved before: a queue that overran would

@@ -18,9 +18,13 @@ from ccm.settings import DEFAULTS, Settings
 from emul.clock import MILLISECOND, SECOND, Instant
 
 HELD_UP_NS = 20 * MILLISECOND
-"""A timer that comes so late was held up, and ..."""
+"""A timer that comes so late was held up (strain 1); each time that is twice as late is a strain of one more."""
 HELD_UP_FOR_NS = SECOND // 2
-"""... the node counts as held up for so long after."""
+"""For so long after the node counts as strained."""
+STRAIN_MAX = 6
+WAITING_LOOKS_NS = 4 * MILLISECOND
+"""Between two looks whether an attempt to connect that waits may begin, whichever path waits. (If each of a hundred
+paths looked for itself, a node that starts would do little else.)"""
 
 
 class Rate(IntEnum):
@@ -36,7 +40,7 @@ class Rate(IntEnum):
 class Budget:
     """The probes of one node. Knows turns and nothing of paths but their number."""
 
-    __slots__ = ("_held_up_until", "_last", "connecting", "paths", "settings")
+    __slots__ = ("_last", "_last_look", "_strain", "_strained_until", "connecting", "paths", "settings")
 
     def __init__(self, settings: Settings = DEFAULTS) -> None:
         self.settings = settings
@@ -44,24 +48,38 @@ class Budget:
         """All paths to all partners."""
         self.connecting = 0
         """Those whose connection is being made."""
-        self._held_up_until = Instant(0)
+        self._strain = 0
+        self._strained_until = Instant(0)
+        self._last_look = Instant(0)
         self._last = [Instant(0), Instant(0), Instant(0)]
         """By rate: the latest turn given out."""
 
     def note_late(self, late_ns: int, *, now: Instant) -> None:
         """A timer of this node came late by so much."""
-        if late_ns >= HELD_UP_NS:
-            self._held_up_until = Instant(now + HELD_UP_FOR_NS)
+        level = min(STRAIN_MAX, (late_ns // HELD_UP_NS).bit_length())
+        if level and (level >= self._strain or now >= self._strained_until):
+            self._strain, self._strained_until = level, Instant(now + HELD_UP_FOR_NS)
 
-    def held_up(self, *, now: Instant) -> bool:
-        """Whether this node was held up lately: the machine has more to do than it can."""
-        return now < self._held_up_until
+    def strain(self, *, now: Instant) -> int:
+        """How much this node was held up lately, 0 ... STRAIN_MAX: the machine has more to do than it can."""
+        return self._strain if now < self._strained_until else 0
+
+    def waiting_look(self, *, now: Instant) -> Instant:
+        """When a path whose attempt to connect found no room is to look again; each gets a time of its own."""
+        free = min(self._last_look + WAITING_LOOKS_NS, now + self.paths * WAITING_LOOKS_NS)
+        self._last_look = Instant(max(now + WAITING_LOOKS_NS, free))
+        return self._last_look
 
     def turn(self, rate: Rate, *, now: Instant, after_ns: int | None = None) -> Instant:
-        """When the next probe may be sent that is wanted `after_ns` from now (otherwise the rate's own interval)."""
+        """When the next probe may be sent that is wanted `after_ns` from now (otherwise the rate's own interval).
+
+        Probes for which nobody waits come half as often for each level of strain: they would only add to it.
+        """
         interval_ns, per_s = _usual(self.settings, rate)
         wanted = now + (interval_ns if after_ns is None else after_ns)
         gap = SECOND // per_s
+        if rate is not Rate.BUSY:
+            gap <<= self.strain(now=now)
         # Turns of paths that were lost meanwhile are not given back; no more are ahead than there are paths.
         free = min(self._last[rate] + gap, wanted + self.paths * gap)
         at = Instant(max(wanted, free))
@@ -102,18 +120,22 @@ def detection_ns(
         + limit   silence that is allowed, between limit_floor and limit_most: limit_factor x round trip
           or      alarm (half the limit) + two probes of another path, which then count as busy, and their answers;
                   whichever is longer: a path is given up only for one that is provably better
-        alone:    interval + alone_limit, or the limit where that is longer
+        alone:    interval + alone_limit, or limit_factor x round trip, or the limit, whichever is the longest
     """
     counts = {Rate.BUSY: busy_paths, Rate.IDLE: idle_paths, Rate.APART: apart_paths}
     first = interval_ns(settings, rate, counts[rate])
     limit = max(settings.limit_floor_ns, min(settings.limit_most_ns, settings.limit_factor * round_trip_ns))
     if alone:
-        return first + max(settings.alone_limit_ns, limit)
+        slow_ns = min(ALONE_GROWTH_MAX * settings.alone_limit_ns, settings.limit_factor * round_trip_ns)
+        return first + max(settings.alone_limit_ns, limit, slow_ns)
     alarmed = busy_paths if rate is Rate.BUSY else busy_paths + 1
     evidence = limit // ALARM_DIVISOR + 2 * (interval_ns(settings, Rate.BUSY, alarmed) + round_trip_ns)
     return first + max(limit, evidence)
 
 
+ALONE_GROWTH_MAX = 10
+"""The limit of a path without a better one follows the worst round trip up to so many times `alone_limit_ns`: a
+session that is broken because the machine is slow has to be made anew, which makes it slower."""
 ALARM_DIVISOR = 2
 """A probe that is unanswered for this part of the limit makes all paths to the partner count as busy: should the path
 be lost, another one has to be proven better."""

@@ -7,6 +7,7 @@ requests go to its ledger and its client; everything else is reported to the dri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -291,10 +292,7 @@ class Lanes:
                 min_rnr_timer=VI_RNR_TIMER, timeout=VI_TIMEOUT, retry_cnt=VI_RETRIES, rnr_retry=VI_RNR_RETRIES,
                 fence_slot=fence[0], fence_epoch=fence[1],
             )  # fmt: skip
-            vi.qp.modify(attr)
-            yield
-            attr.qp_state = QPState.RTS
-            vi.qp.modify(attr)
+            vi.qp.modify_in_turn(attr, replace(attr, qp_state=QPState.RTS))
             yield
         for stream in self.session.streams:
             stream.target_bytes = remote.length
@@ -358,19 +356,11 @@ class Lanes:
 
     def _open_vi(self, index: int, needs: Needs, fence: tuple[int, int], psn: int) -> Iterator[None]:
         cap = QPCap(max_send_wr=needs.depth + QUEUE_SPARE, max_recv_wr=needs.depth + RECEIVES_SPARE)
-        qp = QP(self.port.pd, QPInitAttr(cap=cap, scq=self.port.cq, rcq=self.port.cq))
+        start = QPAttr(qp_access_flags=AccessFlags.REMOTE_WRITE, fence_slot=fence[0], fence_epoch=fence[1])
+        qp = QP(self.port.pd, QPInitAttr(cap=cap, scq=self.port.cq, rcq=self.port.cq), start)
         vi = ViLane(self, index, qp, psn)
         self.vis.append(vi)
         self.port.handlers[qp.qp_num] = vi.on_completion
-        yield
-        qp.modify(
-            QPAttr(
-                qp_state=QPState.INIT,
-                qp_access_flags=AccessFlags.REMOTE_WRITE,
-                fence_slot=fence[0],
-                fence_epoch=fence[1],
-            )
-        )
         yield
         if self.message_mr is not None:
             slots = 2 * needs.depth + RECEIVES_SPARE

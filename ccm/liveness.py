@@ -20,13 +20,15 @@ nothing.
 
 from __future__ import annotations
 
-from ccm.budget import ALARM_DIVISOR, Budget, Rate
+from ccm.budget import ALARM_DIVISOR, ALONE_GROWTH_MAX, Budget, Rate
 from emul.clock import MILLISECOND, Instant
 
+ALONG_SLACK_NS = MILLISECOND
+"""Two paths in their usual interval are given turns half an interval apart, and a timer runs a little late."""
 LOOKS_APART_NS = 5 * MILLISECOND
 """Between two observations of a card's looks that are compared; an idle card looks every 4 ms."""
-PROBE_MOST_NS = 150 * MILLISECOND
-"""A probe that a card has not completed by then, well or not, has lost its completion: retries end after 134 ms."""
+PROBE_MOST_NS = 300 * MILLISECOND
+"""A probe that a card has not completed by then, well or not, has lost its completion: retries end after 268 ms."""
 
 
 class Liveness:
@@ -38,7 +40,10 @@ class Liveness:
         "_worst_before_ns", "_worst_ns", "last_life_at", "next_probe_at", "probe_at", "rtt_ns",
     )  # fmt: skip
 
-    def __init__(self, budget: Budget | None = None, *, measured: bool = True, now: Instant) -> None:
+    def __init__(
+        self, budget: Budget | None = None, *, measured: bool = True, slowest_ns: int = 0, now: Instant
+    ) -> None:
+        """`slowest_ns`: how long an answer took on this path before the first probe, at the most."""
         self._budget = budget if budget is not None else Budget()
         self._settings = self._budget.settings
         self._rate = Rate.IDLE
@@ -61,7 +66,7 @@ class Liveness:
         self._base_at = now
         self._busy_until = now
         self._window_at = now
-        self._worst_ns = 0
+        self._worst_ns = slowest_ns
         self._worst_before_ns = 0
         self._best_ns: int | None = None
         self._best_before_ns: int | None = None
@@ -79,7 +84,7 @@ class Liveness:
         """
         settings, busy = self._settings, self._rate is Rate.BUSY
         interval_ns = settings.probe_interval_ns if busy else settings.idle_probe_interval_ns
-        return self.probe_at is None and 2 * (self.next_probe_at - now) <= interval_ns
+        return self.probe_at is None and 2 * (self.next_probe_at - now - ALONG_SLACK_NS) <= interval_ns
 
     def on_probe(self, *, now: Instant, apart: bool = False) -> None:
         """A probe was posted; `apart`: the partners share no client."""
@@ -175,18 +180,19 @@ class Liveness:
     @property
     def limit_ns(self) -> int:
         """Silence after which a path is given up for another one."""
-        worst = max(self._worst_ns, self._worst_before_ns)
         settings = self._settings
         if not self._measured:
             # A cable through half a continent answers after 50 ms: with the floor it would be lost before its first
             # answer, each time that it comes up.
             return max(settings.limit_floor_ns, settings.limit_most_ns)
-        return max(settings.limit_floor_ns, min(settings.limit_most_ns, settings.limit_factor * worst))
+        return max(settings.limit_floor_ns, min(settings.limit_most_ns, settings.limit_factor * self._worst()))
 
     @property
     def alone_limit_ns(self) -> int:
         """Silence after which a path without a better one is given up."""
-        return max(self._settings.alone_limit_ns, self.limit_ns)
+        settings = self._settings
+        slow_ns = min(ALONE_GROWTH_MAX * settings.alone_limit_ns, settings.limit_factor * self._worst())
+        return max(settings.alone_limit_ns, self.limit_ns, slow_ns)
 
     def silent_at(self) -> Instant | None:
         """When the path will be silent; None while no probe is under way (who did not ask can't miss an answer)."""
@@ -195,6 +201,9 @@ class Liveness:
     def silent_alone_at(self) -> Instant | None:
         """The same with the limit of a path without a better one."""
         return None if self.probe_at is None else Instant(self._base_at + self.alone_limit_ns)
+
+    def _worst(self) -> int:
+        return max(self._worst_ns, self._worst_before_ns)
 
     @property
     def _best_lately_ns(self) -> int:

@@ -103,8 +103,8 @@ class Path:
         "adapter", "avoided", "budget", "carrier", "connect_by", "fence_attempts", "fence_epoch", "fence_number",
         "fence_retry_at", "fence_target", "handshake", "hold_down_ns", "index", "last_loss", "left_at", "liveness",
         "losses", "mtu", "mtu_lost", "mtu_most", "others", "pairing", "patience", "poll_at", "poll_posted", "reason",
-        "relink_at", "remote_adapter", "retry_at", "retry_ns", "seen_sequence", "settings", "since", "spread", "state",
-        "up_since",
+        "relink_at", "remote_adapter", "retry_at", "retry_ns", "seen_sequence", "settings", "since", "slowest_ns",
+        "spread", "state", "up_since",
     )  # fmt: skip
 
     def __init__(
@@ -158,6 +158,8 @@ class Path:
         self.poll_at: Instant | None = None
         self.poll_posted = False
         """A read of the handshake is under way."""
+        self.slowest_ns = 0
+        """The longest time that an answer in this handshake took."""
         self.relink_at: Instant | None = None
         """While SUSPECT and without well-known connection: when to try (again) to make it anew."""
         self.left_at: Instant | None = None
@@ -189,11 +191,11 @@ class Path:
         elif following is PathState.CONNECTING:
             self.connect_by = Instant(now + (self.settings.connect_timeout_ns << self.patience))
         elif following is PathState.EXCHANGE:
-            self.liveness = Liveness(self.budget, measured=False, now=now)
+            self.liveness = Liveness(self.budget, measured=False, slowest_ns=self.slowest_ns, now=now)
         elif following is PathState.DOWN:
             self._go_down(former, now=now, reason=reason)
         elif following is PathState.HANDSHAKE and former is PathState.CONNECTING:
-            self.poll_at, self.poll_posted = now, False
+            self.poll_at, self.poll_posted, self.slowest_ns = now, False, 0
             self.handshake.restart()
         return True
 
@@ -248,6 +250,11 @@ class Path:
         """A read or write of the handshake was posted. Its completion may be lost, and nothing else would tell."""
         self.connect_by = Instant(now + (self.settings.connect_timeout_ns << self.patience))
 
+    def on_step(self, *, now: Instant) -> None:
+        """What `asks_now` told of was answered."""
+        asked_at = self.connect_by - (self.settings.connect_timeout_ns << self.patience)
+        self.slowest_ns = max(self.slowest_ns, now - asked_at)
+
     def poll_later(self, *, now: Instant) -> None:
         """The read of the handshake brought nothing: again, when its turn comes."""
         self.poll_posted = False
@@ -269,7 +276,7 @@ class Path:
         self.poll_at = self.relink_at = None
         self.fence_retry_at = None
         if former in (PathState.CONNECTING, PathState.HANDSHAKE, PathState.EXCHANGE) and reason in UNANSWERED:
-            self.patience = min(PATIENCE_MAX, self.patience + 1)
+            self.patience = max(self.patience, min(PATIENCE_MAX, self.patience + 1))
         if reason is Reason.LARGE_PACKETS_LOST:
             wait = self.settings.retry_first_ns
         elif former in (PathState.CONNECTING, PathState.HANDSHAKE):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ccm import events as ev
-from ccm.adapter_port import AdapterPort
+from ccm.adapter_port import PIECE_BYTES, AdapterPort
 from ccm.exchange import Record, RecordKind, parse_record, slot_range
 from ccm.reasons import Reason
 from emul.clock import Instant
@@ -24,10 +24,8 @@ from emul.vocabulary import (
     MTU,
     SGE,
     WC,
-    AccessFlags,
     QPAttr,
     QPCap,
-    QPState,
     RecvWR,
     SendFlags,
     SendWR,
@@ -53,11 +51,13 @@ from emul.wellknown import (
     proof,
 )  # fmt: skip
 
-PEER_TIMEOUT = 12
-"""4.096 us x 2^12 = 17 ms; seven retries end after 134 ms."""
-PEER_PATIENCE_MAX = 2
-"""How often that is doubled for a patient attempt at the most. The request to connect is repeated at these times too,
-and a cable that has healed is to be noticed within some 84 ms.
+PEER_TIMEOUT = 13
+"""4.096 us x 2^13 = 34 ms; seven retries end after 268 ms: later than a card that the machine does not run is excused
+(`limit_most`). Silence is noticed by the probes' limit long before.
+"""
+PEER_PATIENCE_MAX = 3
+"""How often that is doubled for a patient attempt at the most, from the second level of patience on. The request to
+connect is repeated at these times too.
 """
 PEER_RETRIES = 7
 PEER_RNR_RETRIES = 6
@@ -65,7 +65,7 @@ SENDS_MAX = 48
 """Requests under way: a read or two, a write for each slot, fence requests."""
 _STATUS_AT, _SEEN_AT, _SENDS_AT = 0, 256, 512
 _RECEIVES_AT = _SENDS_AT + RECEIVES_POSTED * RECEIVE_BYTES
-_SCRATCH_BYTES = _RECEIVES_AT + RECEIVES_POSTED * RECEIVE_BYTES
+assert _RECEIVES_AT + RECEIVES_POSTED * RECEIVE_BYTES <= PIECE_BYTES
 _PROBE = 1 << 48
 """Bit in the wr_id of a read of the status page; below it is the request's number."""
 _GLANCE_BYTES = 8
@@ -117,12 +117,13 @@ class PeerLink:
         """Connected, and not yet known whether packets of the path MTU get through."""
         self._small_passed = False
         self.mtu = MTU.MTU_1024
-        self.scratch = MR(port.pd, _SCRATCH_BYTES, AccessFlags.LOCAL_WRITE)
+        self.scratch = port.take_piece()
         cap = QPCap(max_send_wr=SENDS_MAX, max_recv_wr=2 * RECEIVES_POSTED)
         try:
-            self.qp = QP(port.pd, QPInitAttr(cap=cap, scq=port.cq, rcq=port.cq))
+            self.qp = QP(port.pd, QPInitAttr(cap=cap, scq=port.cq, rcq=port.cq), QPAttr())
         except RDMAError:
-            port.attempt(self.scratch.close)
+            for region in port.give_back(self.scratch):
+                port.attempt(region.close)
             raise
         port.handlers[self.qp.qp_num] = self.on_completion
         self._cm = CmId(self.qp)
@@ -139,19 +140,16 @@ class PeerLink:
 
     def connect(self, mtu_most: int = 0, patience: int = 0) -> Iterator[None]:
         """Sends the request, with a rest after each slow verb; with a path MTU of `mtu_most` at the most (0: the
-        port's). The request, and on the connection everything, is repeated after a time doubled `patience` times,
-        PEER_PATIENCE_MAX times at the most.
-        Raises RDMAError.
+        port's). The request, and on the connection everything, is repeated after a time doubled for each level of
+        `patience` but the first, PEER_PATIENCE_MAX times at the most. Raises RDMAError.
         """
         me = self._me
-        self.mtu = self._port.context.query_port(1).active_mtu
+        self.mtu = self._port.mtu
         if 0 < mtu_most < self.mtu:
             self.mtu = MTU(mtu_most)
         yield
-        self.qp.modify(QPAttr(qp_state=QPState.INIT))
-        yield
         request = ConnectRequest(me.node_id, me.path, me.incarnation, self._challenge)
-        timeout = PEER_TIMEOUT + min(patience, PEER_PATIENCE_MAX)
+        timeout = PEER_TIMEOUT + min(max(0, patience - 1), PEER_PATIENCE_MAX)
         attr = QPAttr(path_mtu=self.mtu, timeout=timeout, retry_cnt=PEER_RETRIES, rnr_retry=PEER_RNR_RETRIES)
         self._cm.connect(me.address, SERVICE_ID, request.emit(), attr)
 
@@ -258,9 +256,13 @@ class PeerLink:
     def close(self) -> Iterator[None]:
         """Parts, and gives back what it holds, with a rest after each slow verb."""
         self.silence()
-        for verb in (self._cm.close, self.qp.close, self.scratch.close):
-            self._port.attempt(verb)
-            yield
+        self._port.attempt(self._cm.close)
+        yield
+        if self._port.attempt(self.qp.close):  # else the adapter may write there still
+            for region in self._port.give_back(self.scratch):
+                yield
+                self._port.attempt(region.close)
+        yield
 
     def _on_reply(self, private_data: bytes, fence_epoch: int) -> None:
         me = self._me

@@ -46,12 +46,13 @@ CONNECTING_MAX = 12
 """Attempts to connect that are under way at once: a large cluster that starts would otherwise have so many that the
 last of them ran out of time before it was begun.
 """
-CONNECTING_HELD_UP_MAX = 4
-"""The same of a node that was itself held up lately: then its partners probably are, too."""
-HELD_UP_PATIENCE = 2
-"""The patience that its attempts begin with."""
-CONNECTING_WAIT_NS = 10 * MILLISECOND
-"""Further ones look again after this time."""
+CONNECTING_STRAINED_MAX = (CONNECTING_MAX, 4, 3, 2, 2, 2, 2)
+"""The same by the strain of the node (`Budget.strain`): its partners probably are held up, too."""
+STRAINED_PATIENCE = (0, 3, 4, 4, 4, 5, 6)
+"""The patience that its attempts begin with, by strain: who gives up and begins again only adds to it."""
+UNSTRAINED_PATIENCE_MAX = 2
+"""Without strain requests are not repeated more patiently than this: a cable that has healed is to be noticed within
+some 84 ms."""
 LATE_NS = 2 * MILLISECOND
 """A timer run later than this was held up: the time is credited to the paths."""
 
@@ -146,14 +147,7 @@ class Peering:
         state = path.state
         if state is PathState.DOWN:
             if path.carrier and path.retry_at is not None and now >= path.retry_at:
-                held_up = self.budget.held_up(now=now)
-                if self.budget.connecting >= (CONNECTING_HELD_UP_MAX if held_up else CONNECTING_MAX):
-                    path.retry_at = Instant(now + CONNECTING_WAIT_NS)
-                    return
-                if held_up:
-                    path.patience = max(path.patience, HELD_UP_PATIENCE)
-                path.take(Input.DUE, now=now)
-                self.out.append(ConnectPeer(self.partner, path.index, path.mtu_most, path.patience))
+                self._connect(path, now=now)
         elif state is PathState.CONNECTING:
             if now >= path.connect_by:
                 self._refuse(path, Reason.UNREACHABLE, "no answer", now=now)
@@ -167,6 +161,17 @@ class Peering:
                 self.failover.request_fence(path, now=now)
         else:
             self._watch(path, probing, now=now)
+
+    def _connect(self, path: Path, *, now: Instant) -> None:
+        """Begins an attempt, or lets it wait for its turn."""
+        strain = self.budget.strain(now=now)
+        if self.budget.connecting >= CONNECTING_STRAINED_MAX[strain]:
+            path.retry_at = self.budget.waiting_look(now=now)
+            return
+        path.patience = max(path.patience, STRAINED_PATIENCE[strain])
+        path.take(Input.DUE, now=now)
+        patience = path.patience if strain else min(path.patience, UNSTRAINED_PATIENCE_MAX)
+        self.out.append(ConnectPeer(self.partner, path.index, path.mtu_most, patience))
 
     def _watch(self, path: Path, probing: bool, *, now: Instant) -> None:
         """Probe and silence of a proven path; `probing`: a probe of this or another path is due."""
@@ -245,6 +250,7 @@ class Peering:
             self._restart_partner(event.incarnation, gone, now=now)
         if path.state is PathState.HANDSHAKE:
             path.poll_posted = False
+            path.on_step(now=now)
             if event.incarnation == self.partner_incarnation and path.handshake.on_status(
                 event.stage, event.incarnation
             ):
@@ -292,6 +298,7 @@ class Peering:
         if path is None or path.state is not PathState.HANDSHAKE:
             return
         path.poll_posted = False
+        path.on_step(now=now)
         if path.handshake.on_seen(event.record):
             self._note_step(path, 3)
             self._write_seen(path, 2, now=now)
@@ -308,6 +315,7 @@ class Peering:
         path = self.paths.get(event.path)
         if path is None or path.state is not PathState.HANDSHAKE or event.sequence != path.seen_sequence:
             return
+        path.on_step(now=now)
         if path.handshake.step is Step.WRITE_SEEN and path.handshake.on_written(1):
             self._note_step(path, 2)
             self._poll(path, now=now)

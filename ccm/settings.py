@@ -55,10 +55,10 @@ class Settings:
     """Between the two: so many times the worst round trip seen lately."""
     alone_limit_ns: int = 400 * MILLISECOND
     """Limit of a path without a better one."""
-    shaken_ns: int = 20 * MILLISECOND
+    shaken_ns: int = 40 * MILLISECOND
     """A path that itself answered later by limit_floor_ns than it can is no evidence against another one for so long
     after: when everything stalled, lost requests are repeated within a retransmission timeout of the well-known
-    connection (17 ms), not all at once.
+    connection (34 ms), not all at once.
     """
     window_ns: int = 3 * SECOND
     """The worst round trip of this window and the one before counts."""

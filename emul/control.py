@@ -30,11 +30,13 @@ DESCRIPTORS_MAX = 4
 PING_WAIT_MS = 5
 STILL_MAX_MS = 400
 """How long a verb waits for an adapter that gives no sign of running at all: it shows itself every 10 ms. One that
-wants to run and isn't, as the machine has too much to do, is not dead: it gets all of ANSWER_TIMEOUT_MS.
+wants to run and isn't, as the machine has too much to do, is not dead.
 """
 _SLICE_MS = 50
 ANSWER_TIMEOUT_MS = 2_000
 """How long a slow verb may take; an adapter that is silent for longer counts as dead."""
+STARVED_PATIENCE = 5
+"""The time in which its process only waits for a processor counts for so much less."""
 CONNECT_PAUSE_S = 0.001
 
 
@@ -224,12 +226,14 @@ class SocketDevice:
         """Until something has come. Raises TimeoutError: a card that stands still gets less time than one that is only
         slow, or is not run, as its host must not stand still with it.
         """
-        beats, still_ms = self._beats(), 0
-        for _ in range(ANSWER_TIMEOUT_MS // _SLICE_MS):
+        beats, still_ms, left = self._beats(), 0, STARVED_PATIENCE * ANSWER_TIMEOUT_MS // _SLICE_MS
+        while left > 0:
             if self._poll.poll(_SLICE_MS):
                 return
             before, beats = beats, self._beats()
-            still_ms = still_ms + _SLICE_MS if beats == before and not _is_runnable(self._peer) else 0
+            waits = _is_runnable(self._peer)
+            still_ms = still_ms + _SLICE_MS if beats == before and not waits else 0
+            left -= 1 if waits else STARVED_PATIENCE
             if self._doorbells is not None and still_ms >= STILL_MAX_MS:
                 break
         raise TimeoutError(ETIMEDOUT, "no answer in time")

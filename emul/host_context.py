@@ -43,6 +43,8 @@ Request = dict[str, object]
 Reply = dict[str, object]
 OBJECTS_MAX = 4096
 """Queue pairs, completion queues or protection domains of one host."""
+STEPS_MAX = 4
+"""Changes of a queue pair's state that one message may ask for besides its own."""
 EVENTS_MAX = 4096
 """Asynchronous events that wait for the host; at the bound the newest are dropped and counted."""
 # attribute -> its largest value: what does not fit the field on the wire must never get so far
@@ -362,6 +364,7 @@ class HostContext:
 
     def _create_qp(self, request: Request, memories: list[Memory], now: Instant) -> tuple[Reply, list[Memory]]:
         _check_room(len(self.qps), "queue pairs")
+        steps = _steps(request)
         pd = self._pd(request)
         send_cq, receive_cq = _number(request, "send_cq"), _number(request, "recv_cq")
         if send_cq not in self._cqs or receive_cq not in self._cqs:
@@ -389,6 +392,12 @@ class HostContext:
         if srq is not None:
             self._shares[qp.number] = srq.number
         self._services.add_qp(qp)
+        try:
+            for step in steps:
+                self._move_qp(qp, step, now)
+        except (RDMAError, LookupError, TypeError, ValueError):
+            self._drop_qp(qp.number)
+            raise
         return {"qp_num": qp.number, **granted}, [memory]
 
     def _destroy_qp(self, request: Request, memories: list[Memory], now: Instant) -> tuple[Reply, list[Memory]]:
@@ -406,8 +415,13 @@ class HostContext:
             self._release(ring)
 
     def _modify_qp(self, request: Request, memories: list[Memory], now: Instant) -> tuple[Reply, list[Memory]]:
-        qp, attr = self._qp(request), attr_from_request(request)
-        given = None
+        qp, steps = self._qp(request), _steps(request)
+        for step in (request, *steps):
+            self._move_qp(qp, step, now)
+        return {}, []
+
+    def _move_qp(self, qp: QueuePair, request: Request, now: Instant) -> None:
+        attr, given = attr_from_request(request), None
         if "mask" in request:
             mask, start = _number(request, "mask"), qp.state
             wanted = merge(qp.attr, attr, start, mask)
@@ -421,7 +435,6 @@ class HostContext:
                 raise RDMAError(EINVAL, f"QP {qp.number} needs a global route (ah_attr.gr) for RTR")
             address = address_bytes(attr.ah_attr.gr.dgid.gid)
         self._services.modify_qp(qp, attr, address, now=now, given=given)
-        return {}, []
 
     def _query_qp(self, request: Request, memories: list[Memory], now: Instant) -> tuple[Reply, list[Memory]]:
         qp = self._qp(request)
@@ -611,6 +624,14 @@ def attr_to_request(attr: QPAttr) -> Request:
 
 def _private_data(request: Request) -> bytes:
     return bytes.fromhex(str(request.get("private_data", "")))
+
+
+def _steps(request: Request) -> list[Request]:
+    """Further changes of a queue pair's state that the same message asks for. Raises RDMAError (EINVAL)."""
+    steps = request.get("then", [])
+    if not isinstance(steps, list) or len(steps) > STEPS_MAX or not all(isinstance(step, dict) for step in steps):
+        raise RDMAError(EINVAL, f"{request.get('op')}: then is a list of at most {STEPS_MAX} steps, got {steps!r:.80}")
+    return steps
 
 
 _M = TypeVar("_M", bound=IntEnum)

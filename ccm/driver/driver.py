@@ -302,14 +302,13 @@ class Driver:
                 self._contexts[index] = self._reopen(index)
             self._opened[index] = True
             port = AdapterPort(index, self._contexts[index], wiring.incarnation)
-            up = port.context.query_port(1).state.name == "ACTIVE"
         except (DeviceGone, OSError) as error:
             wiring.log("adapter.gone", {"adapter": index, "error": str(error)})
             self._lose_port(index)
             return
         wiring.ports[index] = port
         port.now = wiring.now
-        self._set_carrier(index, up)
+        self._set_carrier(index, port.had_carrier)
 
     def _lose_port(self, index: int) -> None:
         """The adapter's process is dead: its paths have no carrier until another one answers."""

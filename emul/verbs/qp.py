@@ -8,8 +8,8 @@ from errno import EINVAL, ENOMEM
 from typing import cast, overload
 
 from emul.enums import QPAttrMask
-from emul.errors import PyverbsUserError, RDMAError
-from emul.host_context import attr_from_request, attr_to_request
+from emul.errors import DeviceGone, PyverbsUserError, RDMAError
+from emul.host_context import Request, attr_from_request, attr_to_request
 from emul.queues import INLINE_BYTES_MAX, SEND_SGES_MAX, ReceiveRing, SendRing, send_ring_bytes
 from emul.transitions import PRIVATE, required
 from emul.verbs.base import ClosedRing, Resource, answered_int, as_int, expect
@@ -70,6 +70,8 @@ class QP(Resource):
         }
         if srq is not None:
             request["srq"] = srq.number
+        if qp_attr is not None:
+            request["then"] = [self._request_to(QPState.INIT, qp_attr)]
         reply, memories = self.context.call(request)
         self.qp_num = answered_int(reply, "qp_num")
         # As real cards do, it may hold more than was asked for: an engineer reads back what he was given.
@@ -81,13 +83,11 @@ class QP(Resource):
         self._send = SendRing(self._memory.buffer[:split], self.cap.max_send_wr)
         if srq is None:
             self._receive = ReceiveRing(self._memory.buffer[split:], self.cap.max_recv_wr)
-        self._state = QPState.RESET
+        self._state = QPState.RESET if qp_attr is None else QPState.INIT
         """As last told: it may have gone on by itself, to ERR or through a connection manager."""
         self._ring_doorbell = self.context.device.ring
         self._belongs_to(self.pd, *{scq: None, rcq: None}, *([] if srq is None else [srq]))
         self.context._by_number["qp", self.qp_num] = self
-        if qp_attr is not None:
-            self.to_init(qp_attr)
 
     def _check_init_attr(self, attr: QPInitAttr) -> tuple[CQ, CQ, SRQ | None]:
         if attr.qp_type != QPType.RC:
@@ -144,12 +144,32 @@ class QP(Resource):
             self.to_rtr(qp_attr)
         self._to(QPState.RTS, qp_attr)
 
-    def _to(self, state: QPState, qp_attr: QPAttr) -> None:
+    def modify_in_turn(self, *steps: QPAttr) -> None:
+        """As `modify` with each of `steps`, in their order, and one message to the card for all of them: a slow card,
+        or a busy machine, is waited for once. The first step that is refused is raised, and those before it hold.
+        """
+        self._check_open()
+        first, *more = (attr_to_request(expect(step, QPAttr, "a step")) for step in steps)
+        try:
+            self.context.call({"op": "modify_qp", "qp_num": self.qp_num, **first, "then": more})
+        except DeviceGone:
+            raise
+        except RDMAError:
+            self._state = self.query().qp_state
+            raise
+        self._state = QPState(steps[-1].qp_state)
+
+    def _request_to(self, state: QPState, qp_attr: QPAttr) -> Request:
         # As in pyverbs the caller's attributes say afterwards where it is.
         expect(qp_attr, QPAttr, "qp_attr").qp_state = state
         start = {QPState.INIT: QPState.RESET, QPState.RTR: QPState.INIT, QPState.RTS: QPState.RTR}[state]
         mask = required(start, state) | QPAttrMask.STATE
-        self.modify(qp_attr, mask | PRIVATE if state is not QPState.RTS else mask)
+        return attr_to_request(qp_attr) | {"mask": int(mask | PRIVATE if state is not QPState.RTS else mask)}
+
+    def _to(self, state: QPState, qp_attr: QPAttr) -> None:
+        self._check_open()
+        self.context.call({"op": "modify_qp", "qp_num": self.qp_num, **self._request_to(state, qp_attr)})
+        self._state = state
 
     @overload
     def query(self) -> QPAttr: ...

@@ -164,7 +164,7 @@ def test_a_connection_that_fails_before_its_probe_is_no_question_of_size() -> No
 
 
 def test_the_story_takes_no_longer_than_it_must() -> None:
-    """One level down costs the retries of one request, 8 x 17 ms, and the next attempt."""
+    """One level down costs the retries of one request, 8 x 34 ms, and the next attempt."""
     story = Story()
     story.world.start()
     story.spoil(1500)

@@ -110,6 +110,8 @@ class TwoHosts:
         for host in self.hosts:
             if host is not None and not host.stopped:
                 host.on_wake(self.now)
+        for adapter in (adapter for node in self.adapters for adapter in node):
+            moved |= adapter.on_doorbell(now=self.now)  # what a host has just posted is not left until its timers run
         if moved:
             self.now = Instant(self.now + FLIGHT_NS)
         for adapter in (adapter for node in self.adapters for adapter in node):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
 from ccm import actions as ac
-from ccm.budget import HELD_UP_FOR_NS, HELD_UP_NS, Budget
+from ccm.budget import HELD_UP_FOR_NS, HELD_UP_NS, STRAIN_MAX, WAITING_LOOKS_NS, Budget, Rate
 from ccm.client import Client, Node, Partner
 from ccm.history import Kind
 from ccm.needs import Needs
 from ccm.path import PATIENCE_MAX, SPREADS, Input, Path, PathState
-from ccm.peering import CONNECTING_HELD_UP_MAX, CONNECTING_MAX, HELD_UP_PATIENCE, LATE_NS
+from ccm.peering import CONNECTING_STRAINED_MAX, LATE_NS, STRAINED_PATIENCE
 from ccm.reasons import Reason
 from ccm.settings import DEFAULTS
 from emul.clock import MILLISECOND, SECOND, Instant
@@ -86,26 +87,86 @@ def test_the_driver_learns_how_patient_an_attempt_is():
     assert told[:3] == [0, 1, 2]
 
 
-def test_a_node_that_is_held_up_makes_fewer_connections_at_once():
+@pytest.mark.parametrize(
+    ("late_ns", "strain"),
+    [
+        (LATE_NS + 1, 0),  # a timer that is a little late is nothing
+        (HELD_UP_NS - 1, 0),
+        (HELD_UP_NS, 1),
+        (2 * HELD_UP_NS, 2),
+        (4 * HELD_UP_NS, 3),
+        (8 * HELD_UP_NS, 4),
+        (32 * HELD_UP_NS, STRAIN_MAX),
+        (10 * SECOND, STRAIN_MAX),
+    ],
+)
+def test_the_later_a_timer_the_greater_the_strain_and_it_passes(late_ns, strain):
     budget = Budget()
-    assert not budget.held_up(now=NOW)
-    budget.note_late(LATE_NS + 1, now=NOW)
-    assert not budget.held_up(now=NOW), "a timer that is a little late is nothing"
-    budget.note_late(HELD_UP_NS, now=NOW)
-    assert budget.held_up(now=NOW) and not budget.held_up(now=Instant(NOW + HELD_UP_FOR_NS))
+    assert budget.strain(now=NOW) == 0
+    budget.note_late(late_ns, now=NOW)
+    assert budget.strain(now=NOW) == strain
+    assert budget.strain(now=Instant(NOW + HELD_UP_FOR_NS)) == 0
 
 
-@pytest.mark.parametrize(("late_ns", "expected"), [(0, CONNECTING_MAX), (30 * MILLISECOND, CONNECTING_HELD_UP_MAX)])
-def test_how_many_attempts_are_under_way_at_once(late_ns, expected):
+def test_a_little_lateness_does_not_prolong_a_great_strain():
+    budget = Budget()
+    budget.note_late(32 * HELD_UP_NS, now=NOW)
+    budget.note_late(HELD_UP_NS, now=Instant(NOW + HELD_UP_FOR_NS - 1))
+    assert budget.strain(now=Instant(NOW + HELD_UP_FOR_NS - 1)) == STRAIN_MAX
+    assert budget.strain(now=Instant(NOW + HELD_UP_FOR_NS)) == 0
+    budget.note_late(HELD_UP_NS, now=Instant(NOW + HELD_UP_FOR_NS))
+    assert budget.strain(now=Instant(NOW + HELD_UP_FOR_NS)) == 1
+
+
+def turns(rate: Rate, late_ns: int) -> list[int]:
+    """Times between the turns of a node with fifty paths, in ms."""
+    budget = Budget()
+    budget.paths = 50
+    budget.note_late(late_ns, now=NOW)
+    given = [budget.turn(rate, now=NOW) for _ in range(4)]
+    return [(later - earlier) // MILLISECOND for earlier, later in pairwise(given)]
+
+
+def test_under_strain_probes_that_nobody_waits_for_come_less_often():
+    assert turns(Rate.IDLE, 0) == [10, 10, 10]
+    assert turns(Rate.IDLE, HELD_UP_NS) == [20, 20, 20]
+    assert turns(Rate.IDLE, 8 * HELD_UP_NS) == [160, 160, 160]
+    assert turns(Rate.BUSY, SECOND) == turns(Rate.BUSY, 0), "somebody waits for the path that carries his work"
+
+
+@pytest.mark.parametrize("late_ns", [0, 30 * MILLISECOND, 50 * MILLISECOND, SECOND])
+def test_how_many_attempts_are_under_way_at_once(late_ns):
     world = World(1, nodes=tuple(range(1, 21)))
     world.silent.update((1, partner, path) for partner in range(2, 21) for path in (0, 1))
     world.boot(1)
     manager = world.hardware[1].manager
     manager._budget.note_late(late_ns, now=world.now)
+    strain = manager._budget.strain(now=world.now)
     world.run(100 * MILLISECOND)
     paths = [path for peering in manager.peerings.values() for path in peering.paths.paths]
     patience = [path.patience for path in paths if path.state is PathState.CONNECTING]
-    assert patience == [HELD_UP_PATIENCE if late_ns else 0] * expected
+    assert patience == [STRAINED_PATIENCE[strain]] * CONNECTING_STRAINED_MAX[strain]
+
+
+def test_attempts_that_wait_for_room_look_in_turn_and_not_all_at_once():
+    budget = Budget()
+    budget.paths = 3
+    looks = [budget.waiting_look(now=NOW) - NOW for _ in range(6)]
+    assert looks == [each * WAITING_LOOKS_NS for each in (1, 2, 3, 3, 3, 3)], "no later than all paths in turn"
+    assert budget.waiting_look(now=Instant(NOW + SECOND)) == NOW + SECOND + WAITING_LOOKS_NS
+
+
+def test_a_session_over_one_path_outlives_answers_that_the_machine_holds_up():
+    """Sixty-four nodes start on two cores, and an answer takes a second: each path that was given up for that would
+    be connected again, and the machine would have still more to do.
+    """
+    path = Path(0, 0, 1, leads=True, others=False, now=NOW)
+    path.state = PathState.HANDSHAKE
+    path.asks_now(now=NOW)
+    path.on_step(now=Instant(NOW + SECOND))
+    path.take(Input.PROVEN, now=Instant(NOW + SECOND))
+    path.liveness.on_probe(now=Instant(NOW + SECOND))
+    assert path.silent_at() == NOW + SECOND + DEFAULTS.limit_factor * SECOND
 
 
 @pytest.mark.parametrize("turns", range(1, 9))

@@ -111,7 +111,7 @@ INPUTS: dict[str, Callable[[Liveness], object]] = {
     "our card stands still": lambda live: live.on_looks(OWN, REMOTE + 1, NOW, now=NOW),
     "the partner's card stands still": lambda live: live.on_looks(OWN + 1, REMOTE, NOW, now=NOW),
     "nothing is known of the cards": lambda live: live.on_looks(0, 0, NOW, now=NOW),
-    "looks from before the probe": lambda live: [live.on_looks(OWN, REMOTE, ms(at), now=NOW) for at in (-300, -290)],
+    "looks from before the probe": lambda live: [live.on_looks(OWN, REMOTE, ms(at), now=NOW) for at in (-400, -390)],
     "our process was not run for 10 ms": lambda live: live.credit(10 * MILLISECOND, now=NOW),
     "work completes, and a completion may be lost": lambda live: (live.on_life(now=NOW), live.forget_lost_probe()),
 }
