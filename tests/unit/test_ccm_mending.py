@@ -271,9 +271,11 @@ def test_a_client_with_a_bad_region_is_refused_alone_and_both_sides_say_why(wron
 VERBS: dict[str, Callable[[Request], object]] = {
     "its memory region": lambda asked: asked["op"] == "reg_mr" and asked["length"] == MESSAGE_REGION_BYTES,
     "its queue pair": lambda asked: asked["op"] == "create_qp" and asked["max_send_wr"] == DEPTH + QUEUE_SPARE,
-    "fenced": lambda asked: asked["op"] == "modify_qp" and asked["qp_state"] == QPState.INIT and asked["fence_slot"],
+    "fenced": lambda asked: asked["op"] == "create_qp" and any(step["fence_slot"] for step in asked.get("then", ())),
     "connected": lambda asked: asked["op"] == "modify_qp" and asked["qp_state"] == QPState.RTR,
-    "ready to send": lambda asked: asked["op"] == "modify_qp" and asked["qp_state"] == QPState.RTS,
+    "ready to send": lambda asked: (
+        asked["op"] == "modify_qp" and any(step["qp_state"] == QPState.RTS for step in asked.get("then", ()))
+    ),
 }
 """What a card may refuse of a session that is to be opened on a path."""
 
