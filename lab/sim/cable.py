@@ -104,13 +104,19 @@ class Cable:
         if self.blackholed[index] or self.unplugged[1 - index]:
             self.lost += len(frames)
             return
-        if self._rate_bps is not None:
+        if self._rate_bps is None:
+            self._fly(index, frames, start)
+            return
+        for frame in frames:
             # The line carries one frame after the other, also those of different moments.
             begin = max(start, self._free_at[index])
             if begin - start > BACKLOG_BYTES_MAX * 8 * SECOND // self._rate_bps:
-                self.lost += len(frames)
-                return
-            start = self._free_at[index] = begin + sum(map(len, frames)) * 8 * SECOND // self._rate_bps
+                self.lost += 1
+                continue
+            self._free_at[index] = begin + len(frame) * 8 * SECOND // self._rate_bps
+            self._fly(index, [frame], self._free_at[index])
+
+    def _fly(self, index: int, frames: Sequence[bytes], start: int) -> None:
         delay = self._delay_ns + int(self._rng.random() * self._jitter_ns)
         arrival = self._arrival[index] = max(self._arrival[index] + 1, start + delay)
         self._under_way[1 - index].append((arrival, frames))

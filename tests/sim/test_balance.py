@@ -112,3 +112,46 @@ def test_a_journal_with_loads_gives_the_same_moves_again() -> None:
     assert sum('"Move"' in line for line in lines) == 1
     found = replay(lines)
     assert found.events > 100 and not found.difference
+
+
+UNLIKE = {
+    "a long one": ("delay: 1ms", "delay: 20ms", ""),
+    "a thin one": ("rate: 100mbit", "rate: 20mbit", ", limit_floor: 80ms"),
+}
+"""Cables ic0 and ic1, and settings: over the thin one 128 KiB take 52 ms, which `limit_floor` has to allow."""
+HEAVY = (0, 2)
+
+
+def play_unlike(kind: str, fault: str) -> Result:
+    first, second, settings = UNLIKE[kind]
+    text = PAIR.format(code=CODE, balance="bytes" + settings)
+    text = text.replace("a.ic0, b.ic0], delay: 8ms", f"a.ic0, b.ic0], {first}")
+    text = text.replace("a.ic1, b.ic1], delay: 8ms", f"a.ic1, b.ic1], {second}")
+    steps = f"{{at: 4s, fault: {fault}, target: ic0, for: 2s}}, {{at: 10s, fault: cable.cut, target: ic1, for: 20ms}}"
+    topology = Topology.parse(text)
+    return run(Scenario.parse(SCENARIO.format(steps=steps), topology), topology=topology, world="sim", seed=1)
+
+
+@pytest.mark.parametrize("fault", ["cable.cut", "cable.blackhole"])
+@pytest.mark.parametrize("kind", UNLIKE)
+def test_unlike_paths_share_the_bytes_and_one_carries_all_while_the_other_is_lost(kind: str, fault: str) -> None:
+    result = play_unlike(kind, fault)
+    assert result.verdict == "pass", [each for each in result.checks if each.ok is False]
+    assert check(result, "load.shared")[1] > 0 and check(result, "streams.whole")[1] > 0
+    entries = result.outcome.evidence.entries
+    assert not [entry for entry in entries if entry.kind == Kind.ERROR_ALERT], "no session was lost"
+    assert sorted(e.extra for e in entries if e.kind == Kind.PATH_DOWN) == [0, 0, 1, 1], "only what was broken"
+    for node in (1, 2):
+        for until_s, shared in ((3.5, True), (5.5, False), (9.5, True)):
+            last = {entry.offset: entry.extra for entry in routed(result, node, until_s=until_s)}
+            assert (len({last[vi] for vi in HEAVY}) == 2) is shared, f"node {node} at {until_s} s: {last}"
+
+
+def test_a_thin_path_with_the_usual_limits_is_lost_again_and_again_and_no_session_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the page on settings warns of: an answer waits behind 64 KiB for longer than silence may last."""
+    monkeypatch.setitem(UNLIKE, "a thin one", (*UNLIKE["a thin one"][:2], ""))
+    entries = play_unlike("a thin one", "cable.cut").outcome.evidence.entries
+    assert sum(entry.kind == Kind.PATH_DOWN for entry in entries) > 4
+    assert not [entry for entry in entries if entry.kind == Kind.ERROR_ALERT]
