@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from emul.clock import MICROSECOND, MILLISECOND
 from emul.memory import Memory
 from emul.node_memory import NODE_MEMORY_BYTES, NodeMemory
@@ -154,16 +156,19 @@ def test_a_slow_cable_takes_as_long_as_its_rate_says() -> None:
     assert 2 * MILLISECOND <= b.got[0][0] <= 2 * MILLISECOND + LONGEST_NS
 
 
-def test_a_slow_cable_carries_one_frame_after_the_other() -> None:
+@pytest.mark.parametrize("at_once", [1, 5, 10])
+def test_a_slow_cable_carries_one_frame_after_the_other(at_once: int) -> None:
     scheduler = Scheduler()
     cable = Cable("ic0", 0, scheduler, random.Random(1), pace=PACE, rate_bps=8_000_000)
     a, b = Station("a", scheduler), Station("b", scheduler)
     cable.plug(a)
     cable.plug(b)
-    for _ in range(10):
-        cable.send(a, [bytes(1000)])
+    for _ in range(10 // at_once):
+        cable.send(a, [bytes(1000)] * at_once)
     scheduler.run_until(20 * MILLISECOND)
     assert len(b.frames) == 10
+    for number, (arrived, *_) in enumerate(b.got, start=1):
+        assert number * MILLISECOND <= arrived <= number * MILLISECOND + LONGEST_NS
     assert 10 * MILLISECOND <= b.got[-1][0] <= 10 * MILLISECOND + LONGEST_NS
     for _ in range(2000):  # more than a port's buffer holds
         cable.send(a, [bytes(1000)])
