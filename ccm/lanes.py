@@ -53,11 +53,22 @@ REQUEST_MAX_NS = 2 * SECOND
 class PathLife:
     """When something last completed on a path's virtual interfaces (shared by all of them)."""
 
-    __slots__ = ("at", "told")
+    __slots__ = ("at", "number", "partner", "path", "stirred", "told")
 
-    def __init__(self) -> None:
+    def __init__(self, partner: int, path: int, number: int, stirred: list[PathLife]) -> None:
+        """`number` counts them; one with news adds itself to `stirred`."""
+        self.partner = partner
+        self.path = path
+        self.number = number
+        self.stirred = stirred
         self.at = 0
         self.told = 0
+
+    def note(self, now: Instant) -> None:
+        """Something completed."""
+        if self.at == self.told:
+            self.stirred.append(self)
+        self.at = now
 
 
 class LaneOwner(Protocol):
@@ -146,7 +157,7 @@ class ViLane:
             self._on_message(completion, now)
             return
         lanes, stream = self._lanes, self._stream
-        lanes.life.at = now
+        lanes.life.note(now)
         if stream.confirm(self, completion.wr_id) is None:
             if stream.lane is self:
                 lanes.fail(WCStatus.FATAL_ERR, now)  # out of order: an adapter that can't be trusted
@@ -216,7 +227,7 @@ class ViLane:
         self._next_slot = slot + 1 if slot + 1 < len(self._receives) else 0
         if len(data) >= MESSAGE_HEADER.size:
             self._last_number = MESSAGE_HEADER.unpack_from(data)[2]
-        lanes.life.at = now
+        lanes.life.note(now)
         lanes.deliver(session.arrivals[self._index].take(data), now)
 
 

@@ -183,6 +183,10 @@ class Firmware:
         self._probed = Memory.plain(PROBE_BYTES)
         """Written by all partners, to see whether large packets get through; read by nobody."""
         self._links: dict[int, FirmwareLink] = {}
+        self._unproven: dict[int, FirmwareLink] = {}
+        """Of them those that wait for their proof, oldest first."""
+        self._proven: dict[tuple[int, int], FirmwareLink] = {}
+        """The others, by partner and path: there is one at a time."""
         self._pending: list[_PendingFence] = []
         self.events: list[AsyncEvent] = []
         """For the host, if there is one."""
@@ -213,16 +217,14 @@ class Firmware:
             return self._refuse(RejectReason.CONSUMER, IdentityRefusal(request.node_id).emit())
         if len(self._links) >= LINKS_MAX:
             return self._refuse(RejectReason.NO_QP)
-        unproven = [link for link in self._links.values() if not link.proven]
-        if len(unproven) >= UNPROVEN_MAX:
-            self._forget(unproven[0].number)
-            self.on_ended(unproven[0].number)
+        if len(self._unproven) >= UNPROVEN_MAX:
+            self._give_up(next(iter(self._unproven)))
         challenge = self._rng.randbytes(CHALLENGE_BYTES)
         link = FirmwareLink(
             number=number, request=request, pd=self._fresh_pd(), challenge=challenge, regions=self._regions
         )
         link.source = source
-        self._links[number] = link
+        self._links[number] = self._unproven[number] = link
         link.qpn = self._open_qp(link)
         reply = self._grant(link, request)
         return Accept(link.qpn, self._fresh_psn(), reply.emit())
@@ -239,19 +241,29 @@ class Firmware:
         ):  # fmt: skip
             self.refused += 1
             return False
-        for other in list(self._links.values()):
-            same = (other.partner_id, other.path) == (link.partner_id, link.path)
-            if other is not link and same and other.proven:
-                self._forget(other.number)
-                self.on_ended(other.number)
+        caller = (link.partner_id, link.path)
+        other = self._proven.get(caller)
+        if other is not None and other is not link:
+            self._give_up(other.number)
         link.proven = True
+        self._unproven.pop(number, None)
+        self._proven[caller] = link
         return True
+
+    def _give_up(self, number: int) -> None:
+        """Ends a connection without being told to."""
+        self._forget(number)
+        self.on_ended(number)
 
     def on_ended(self, number: int) -> None:
         """Takes back everything that the connection was given."""
         link = self._links.pop(number, None)
         if link is None:
             return
+        self._unproven.pop(number, None)
+        caller = (link.partner_id, link.path)
+        if self._proven.get(caller) is link:
+            del self._proven[caller]
         self._pending = [pending for pending in self._pending if pending.link is not link]
         self._close_qp(link.qpn)
         for region in link.regions:
@@ -313,11 +325,8 @@ class Firmware:
 
         A later incarnation may come from anywhere: it is the one that counts from then on.
         """
-        return any(
-            link.proven and link.source != source and link.incarnation >= request.incarnation
-            and (link.partner_id, link.path) == (request.node_id, request.path)
-            for link in self._links.values()
-        )  # fmt: skip
+        link = self._proven.get((request.node_id, request.path))
+        return link is not None and link.source != source and link.incarnation >= request.incarnation
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,9 @@
 An adapter owns its interface, so no kernel does this for it. A `Route` is shared by all queue pairs that go to one
 address; its `mac` is None until the first answer, and frames wait for that. All addresses are on the link: an adapter
 knows no router.
+
+A question goes to everybody on the link and says who asks. An adapter keeps what it hears so, and asks for nobody whom
+it has heard: in a cluster of N nodes each would otherwise ask for all others, and each question may reach all N.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ ASK_INTERVAL_NS = 20 * MILLISECOND
 ASK_INTERVAL_MAX_NS = SECOND
 """Requests go out after 20, 40, 80 ... ms, and then each second for as long as somebody wants the route."""
 ROUTES_MAX = 4096
+HEARD_MAX = 4096
+"""Addresses that were heard and that nobody has wanted yet; of further ones nothing is kept, they are asked for."""
 _GROUP_BIT = 1
 """Of a MAC address's first byte: no card has such an address."""
 
@@ -46,13 +51,15 @@ class Route:
 class Neighbours:
     """All routes of an adapter with one or more addresses."""
 
-    __slots__ = ("_addresses", "_mac", "_routes", "_unresolved", "out")
+    __slots__ = ("_addresses", "_heard", "_mac", "_routes", "_unresolved", "out")
 
     def __init__(self, *, mac: bytes, addresses: tuple[bytes, ...]) -> None:
         self._mac = mac
         self._addresses = addresses
         self._routes: dict[bytes, Route] = {}
         self._unresolved: dict[bytes, Route] = {}
+        self._heard: dict[bytes, bytes] = {}
+        """Where those are who asked for anybody, as long as there is no route to them."""
         self.out: list[bytes] = []
         """Frames to be sent."""
 
@@ -67,7 +74,7 @@ class Neighbours:
         return best
 
     def route(self, address: bytes, *, now: Instant) -> Route:
-        """The route to `address`; asks for it if nobody has. Raises ValueError when ROUTES_MAX are known, and for an
+        """The route to `address`; asks for it if nobody has, and it was not heard either. Raises ValueError when ROUTES_MAX are known, and for an
         address of a family that this adapter has none of.
         """
         route = self._routes.get(address)
@@ -79,14 +86,15 @@ class Neighbours:
                 own = ", ".join(address_text(each) for each in self._addresses)
                 raise ValueError(f"{address_text(address)} is of another family than this adapter's {own}")
             route = self._routes[address] = Route(address, source)
+            route.mac = self._heard.pop(address, None)
         if route.mac is None:
             route.interval_ns = ASK_INTERVAL_NS
             self._ask(route, now)
         return route
 
     def on_arp(self, arp: Arp) -> Route | None:
-        """Answers a request for an address of ours and learns from what a known neighbour says; gives the route that
-        changed.
+        """Answers a request for an address of ours and learns from what the sender says of itself; gives the route
+        that changed.
         """
         if arp.operation == ARP_REQUEST and arp.target in self._addresses:
             self.out.append(Arp(ARP_REPLY, self._mac, arp.target, arp.sender_mac, arp.sender).emit())
@@ -148,12 +156,22 @@ class Neighbours:
 
     def _learn(self, address: bytes, mac: bytes) -> Route | None:
         route = self._routes.get(address)
-        if route is None or mac in (route.mac, self._mac) or mac[0] & _GROUP_BIT:
+        if route is None:
+            self._hear(address, mac)
+            return None
+        if mac in (route.mac, self._mac) or mac[0] & _GROUP_BIT:
             return None
         route.mac = mac
         route.ask_at = None
         self._unresolved.pop(route.address, None)
         return route
+
+    def _hear(self, address: bytes, mac: bytes) -> None:
+        """Somebody told where it is, to whom there is no route yet."""
+        if mac == self._mac or mac[0] & _GROUP_BIT or not any(address):
+            return
+        if address in self._heard or len(self._heard) < HEARD_MAX:
+            self._heard[address] = mac
 
     def _ask(self, route: Route, now: Instant) -> None:
         if len(route.address) == IPV4_ADDRESS_BYTES:

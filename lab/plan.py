@@ -64,10 +64,16 @@ class Plan:
         }
         self._plugs = _plugs(topology)
         self._switches = _between_switches(topology)
+        self._partners: dict[str, list[str]] = {}
         self._paths: dict[tuple[str, str], tuple[PathPlan, ...]] = {}
 
     def partners(self, node: str) -> list[str]:
-        """The nodes that `node` has a path to, in the order of their ids."""
+        """The nodes that `node` has a path to, in the order of their ids (not to be changed)."""
+        if node not in self._partners:
+            self._partners[node] = self._find_partners(node)
+        return self._partners[node]
+
+    def _find_partners(self, node: str) -> list[str]:
         ports = [(node, adapter) for adapter in self.topology.nodes[node].adapters]
         own = [self._plugs[port][1] for port in ports if port in self._plugs]
         met = {end.node for end in own if not end.switch}

@@ -17,14 +17,20 @@ def expected_sessions(plan: Plan) -> list[Session]:
     """Every session that has to be there: of each client that both nodes of a pair run and want with each other. A
     mirror has one partner that it writes to and one that writes to it.
     """
+    nodes, names = plan.topology.nodes, plan.topology.client_names
+    wanted = {
+        (name, client): frozenset(plan.session_partners(name, client))
+        for name, node in nodes.items()
+        for client in node.clients
+    }
+    ring = {name: _neighbours(plan, name) for name, node in nodes.items() if MIRROR_CLIENT in node.clients}
     sessions = []
     for node, other in pairs(plan):
-        for client in sorted(plan.topology.nodes[node].clients):
-            if other not in plan.session_partners(node, client):
+        for client in sorted(nodes[node].clients):
+            if other not in wanted[node, client]:
                 continue
-            if client != MIRROR_CLIENT or (other in _neighbours(plan, node) and node in _neighbours(plan, other)):
-                number = plan.topology.client_names.index(client) + 1
-                sessions.append(Session(plan.node_ids[node], plan.node_ids[other], number))
+            if client != MIRROR_CLIENT or (other in ring[node] and node in ring[other]):
+                sessions.append(Session(plan.node_ids[node], plan.node_ids[other], names.index(client) + 1))
     return sessions
 
 

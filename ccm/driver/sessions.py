@@ -43,17 +43,24 @@ class SessionDriver:
         self._sessions: dict[tuple[int, int], Session] = {}
         self._lanes: dict[tuple[int, int, int], Lanes] = {}
         self._lives: dict[tuple[int, int], PathLife] = {}
-        """Of the paths that carry virtual interfaces: `tell_life` looks at each of them in each turn."""
+        """Of the paths that carry virtual interfaces."""
+        self._lives_made = 0
+        self._stirred: list[PathLife] = []
+        """Those of them on which something completed since `tell_life` was last called."""
         self._moves: dict[tuple[int, int, int], int] = {}
         self._stuck_look_at = Instant(0)
         self._loads = LoadMeter() if wiring.config.settings.balance == BY_BYTES else None
 
     def tell_life(self) -> None:
         """What completed on the paths since the last call, for the manager."""
-        for (partner, path), life in self._lives.items():
+        if not self._stirred:
+            return
+        self._stirred.sort(key=_number_of)
+        for life in self._stirred:
             if life.at > life.told:
                 life.told = life.at
-                self._wiring.tell(ev.LifeSeen(partner, path, life.at))
+                self._wiring.tell(ev.LifeSeen(life.partner, life.path, life.at))
+        self._stirred.clear()
 
     def tell_loads(self) -> None:
         """How much the virtual interfaces have in flight, now and then, where the manager balances by that."""
@@ -87,6 +94,7 @@ class SessionDriver:
         """A partner that left; its queue pairs are closed already."""
         self._sessions = {key: session for key, session in self._sessions.items() if key[0] != partner}
         self._lives = {key: life for key, life in self._lives.items() if key[0] != partner}
+        self._stirred[:] = [life for life in self._stirred if life.partner != partner]
         self._moves = {key: path for key, path in self._moves.items() if key[0] != partner}
 
     def close(self) -> None:
@@ -131,8 +139,7 @@ class SessionDriver:
             wiring.tell(ev.LanesFailed(*which, "the client gave no memory that fits"))
             return
         source, exposed = regions
-        key = (action.partner, action.path)
-        life = self._lives.setdefault(key, PathLife()) if action.needs.vis else PathLife()
+        life = self._life(action.partner, action.path)
         lanes = Lanes(self, port, action.path, self._session(action, source), client, life)
         self._lanes[action.partner, action.path, action.client] = lanes
         fence = (fence_slot(action.partner, action.path), action.fence_epoch)
@@ -144,6 +151,13 @@ class SessionDriver:
             return
         entry = lanes.entry()
         wiring.tell(ev.LanesOpened(*which, entry.vis, entry.rkey, entry.address, entry.length))
+
+    def _life(self, partner: int, path: int) -> PathLife:
+        life = self._lives.get((partner, path))
+        if life is None:
+            self._lives_made += 1
+            life = self._lives[partner, path] = PathLife(partner, path, self._lives_made, self._stirred)
+        return life
 
     def _reserve(self, lanes: Lanes, needs: Needs) -> None:
         """Makes room for the completions of what the client needs. Raises RDMAError where the adapter has none."""
@@ -347,3 +361,7 @@ class SessionDriver:
         self._wiring.note(kind, partner, action.client, epoch=epoch, extra=reason)
         fields: dict[str, object] = {"partner": partner, "client": action.name, "epoch": epoch, "reason": reason.name}
         self._wiring.log(word, fields)
+
+
+def _number_of(life: PathLife) -> int:
+    return life.number

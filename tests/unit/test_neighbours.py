@@ -168,6 +168,38 @@ def test_the_table_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert a.route(B, now=START)
 
 
+# -- hearing ----------------------------------------------------------------------------------------------------------
+
+
+def test_who_was_heard_asking_is_not_asked_for() -> None:
+    c4 = address_bytes("10.77.0.9")
+    b = neighbours(B4, B, mac=MAC_B)
+    assert b.on_arp(Arp(ARP_REQUEST, MAC_A, A4, bytes(6), c4)) is None, "nobody waits for it yet"
+    b.on_discovery(Solicitation(C, solicited_node(A), A, MAC_C), MAC_C)
+    assert said(b) == []
+    assert (b.route(A4, now=START).mac, b.route(C, now=START).mac) == (MAC_A, MAC_C)
+    assert (said(b), b.asking) == ([], False)
+    b.on_arp(Arp(ARP_REQUEST, MAC_C, A4, bytes(6), B4))
+    assert b.route(A4, now=START).mac == MAC_C, "its card was replaced"
+
+
+@pytest.mark.parametrize("mac", [MAC_B, group_mac(ALL_NODES)])
+def test_what_can_be_nobodys_address_is_not_heard(mac: bytes) -> None:
+    b = neighbours(B4, mac=MAC_B)
+    b.on_arp(Arp(ARP_REQUEST, mac, A4, bytes(6), B4))
+    b.on_arp(Arp(ARP_REQUEST, MAC_A, bytes(4), bytes(6), B4))
+    assert (b.route(A4, now=START).mac, b.route(bytes(4), now=START).mac) == (None, None)
+
+
+def test_more_than_can_be_kept_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HEARD_MAX", 1)
+    b = neighbours(B4, mac=MAC_B)
+    for last, mac in ((1, MAC_A), (9, MAC_C)):
+        b.on_arp(Arp(ARP_REQUEST, mac, address_bytes(f"10.77.0.{last}"), bytes(6), address_bytes("10.77.0.77")))
+    assert b.route(address_bytes("10.77.0.9"), now=START).mac is None
+    assert b.route(address_bytes("10.77.0.1"), now=START).mac == MAC_A
+
+
 # -- answering --------------------------------------------------------------------------------------------------------
 
 
