@@ -10,11 +10,11 @@ from emul.compiled import MODULES as ADAPTER_MODULES
 MODULES = tuple(
     f"ccm/{name}"
     for name in (
-        "actions", "adapter_port", "balance", "budget", "clients/echo", "clients/load", "clients/nvram_mirror",
-        "driver/chores", "driver/driver", "driver/loads", "driver/notes", "driver/peers", "driver/sessions",
-        "driver/timed", "driver/wiring", "events", "exchange", "failover", "handshake", "history", "host",
-        "journal/recorder", "lanes", "liveness", "manager", "membership", "pairing", "path", "pathset", "peer_link",
-        "peering", "publisher", "session", "sessions", "settings", "settling", "stream", "workload",
+        "actions", "adapter_port", "balance", "budget", "client_session", "clients/echo", "clients/load",
+        "clients/nvram_mirror", "driver/chores", "driver/driver", "driver/loads", "driver/notes", "driver/peers",
+        "driver/sessions", "driver/timed", "driver/wiring", "events", "exchange", "failover", "handshake", "history",
+        "host", "journal/recorder", "lanes", "liveness", "manager", "membership", "pairing", "path", "pathset",
+        "peer_link", "peering", "publisher", "session", "sessions", "settings", "settling", "stream", "workload",
     )
 )  # fmt: skip
 """What runs for each write, probe and event of a session."""

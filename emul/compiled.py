@@ -24,7 +24,8 @@ MODULES = tuple(
         "adapter", "answers", "clock", "cm_connection", "cm_machine", "completer", "congestion", "diversion",
         "firmware", "flows", "hardware_faults", "host_context", "host_objects", "local", "memory", "neighbours",
         "node_memory", "port/packet", "port/xdp", "port_facts", "process", "qp", "queues", "regions", "requester",
-        "responder", "sinks", "vocabulary", "window", "wire/frame", "wire/heading", "wire/headers", "wire/icrc",
+        "responder", "sinks", "verbs/base", "verbs/cq", "verbs/device", "verbs/mr", "verbs/pd", "verbs/qp",
+        "verbs/srq", "verbs/wr", "vocabulary", "window", "wire/frame", "wire/heading", "wire/headers", "wire/icrc",
         "wire/psn", "work_requests", "wqe",
     )
 )  # fmt: skip

@@ -74,8 +74,8 @@ class Neighbours:
         return best
 
     def route(self, address: bytes, *, now: Instant) -> Route:
-        """The route to `address`; asks for it if nobody has, and it was not heard either. Raises ValueError when ROUTES_MAX are known, and for an
-        address of a family that this adapter has none of.
+        """The route to `address`; asks for it if nobody has, and it was not heard either. Raises ValueError when
+        ROUTES_MAX are known, and for an address of a family that this adapter has none of.
         """
         route = self._routes.get(address)
         if route is None:

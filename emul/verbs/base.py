@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from errno import EBUSY
 from types import TracebackType
-from typing import NoReturn, Self, TypeVar
+from typing import Self, TypeVar
 
 from emul.errors import DeviceGone, PyverbsUserError, RDMAError
 
@@ -91,17 +91,10 @@ class Resource:
 
     def _check_open(self) -> None:
         if self.closed:
-            raise PyverbsUserError(f"{self._name()} is closed")
+            raise self._closed_error()
 
-
-class ClosedRing:
-    """What stands where the rings of a closed object were: whatever it is asked for is refused."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __getattr__(self, verb: str) -> NoReturn:
-        raise PyverbsUserError(f"{self._name} is closed")
+    def _closed_error(self) -> PyverbsUserError:
+        return PyverbsUserError(f"{self._name()} is closed")
 
 
 def expect(value: object, kind: type[T], what: str) -> T:

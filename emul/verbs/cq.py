@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from errno import EAGAIN, EINVAL
-from typing import cast
 
 from emul.errors import PyverbsUserError, RDMAError
 from emul.memory import Memory
 from emul.queues import CompletionRing, DoorbellRing
-from emul.verbs.base import ClosedRing, Resource, answered_int, as_int, expect
+from emul.verbs.base import Resource, answered_int, as_int, expect
 from emul.verbs.device import NUM_COMP_VECTORS, Context
 from emul.vocabulary import WC
 
@@ -21,7 +20,7 @@ class CompChannel(Resource):
         self.context = expect(context, Context, "a completion channel's context")
         reply, (self._memory, self._bell) = self.context.call({"op": "create_comp_channel"})
         self.number = answered_int(reply, "channel")
-        self._ring = DoorbellRing(self._memory.buffer)
+        self._ring: DoorbellRing | None = DoorbellRing(self._memory.buffer)
         self._by_number: dict[int, CQ] = {}
         self._waiting: list[CQ] = []
         self._belongs_to(self.context)
@@ -55,7 +54,7 @@ class CompChannel(Resource):
 
     def _take(self) -> bool:
         """Moves what has come into `_waiting`; False where nothing had."""
-        number = self._ring.take()
+        number = None if self._ring is None else self._ring.take()
         if number is None:
             return False
         if number == -1:  # more events than the ring holds: each queue may have had one
@@ -68,7 +67,7 @@ class CompChannel(Resource):
         self.context.call({"op": "destroy_comp_channel", "channel": self.number})
 
     def _release(self) -> None:
-        self._ring = cast(DoorbellRing, ClosedRing(self._name()))
+        self._ring = None
         self._memory.close()
         self._bell.close()
 
@@ -112,17 +111,22 @@ class CQ(Resource):
 
     def poll(self, num_entries: int = 1) -> tuple[int, list[WC]]:
         """Up to `num_entries` completions, oldest first, and how many they are."""
+        ring = self._ring
+        if ring is None:
+            raise self._closed_error()
         if not self._left:
-            completions = self._ring.poll(num_entries)
+            completions = ring.poll(num_entries)
             return len(completions), completions
         completions, self._left = self._left[:num_entries], self._left[num_entries:]
-        completions += self._ring.poll(num_entries - len(completions))
+        completions += ring.poll(num_entries - len(completions))
         return len(completions), completions
 
     def req_notify(self, solicited_only: bool = False) -> None:
         """Asks for an event with the next completion, or with the next solicited or failed one; poll once more
         afterwards.
         """
+        if self._ring is None:
+            raise self._closed_error()
         self._ring.arm(solicited_only)
 
     def ack_events(self, num_events: int) -> None:
@@ -148,14 +152,14 @@ class CQ(Resource):
     def _use(self, memory: Memory, cqe: int) -> None:
         self._memory = memory
         self.cqe = cqe
-        self._ring = CompletionRing(memory.buffer, cqe)
+        self._ring: CompletionRing | None = CompletionRing(memory.buffer, cqe)
 
     def _destroy(self) -> None:
         self.context.call({"op": "destroy_cq", "cq": self.number})
 
     def _release(self) -> None:
         self._left = []
-        self._ring = cast(CompletionRing, ClosedRing(f"CQ {self.number}"))
+        self._ring = None
         self._memory.close()
         self.context._by_number.pop(("cq", self.number), None)
         if self.channel is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from errno import EINVAL, ENOMEM
 from typing import cast, overload
 
@@ -12,8 +12,9 @@ from emul.errors import DeviceGone, PyverbsUserError, RDMAError
 from emul.host_context import Request, attr_from_request, attr_to_request
 from emul.queues import INLINE_BYTES_MAX, SEND_SGES_MAX, ReceiveRing, SendRing, send_ring_bytes
 from emul.transitions import PRIVATE, required
-from emul.verbs.base import ClosedRing, Resource, answered_int, as_int, expect
+from emul.verbs.base import Resource, answered_int, as_int, expect
 from emul.verbs.cq import CQ
+from emul.verbs.init_attr import QPInitAttr
 from emul.verbs.mr import MR
 from emul.verbs.pd import PD
 from emul.verbs.srq import SRQ
@@ -24,29 +25,6 @@ _SIGNALED, _UNSIGNALED = int(SendFlags.SIGNALED), 0
 _INLINE = int(SendFlags.INLINE)
 _WRITE, _READ, _SEND = int(WROpcode.RDMA_WRITE), int(WROpcode.RDMA_READ), int(WROpcode.SEND)
 _OPCODES = frozenset(int(opcode) for opcode in WROpcode)
-
-
-@dataclass(slots=True)
-class QPInitAttr:
-    """How a queue pair is made."""
-
-    qp_type: QPType = QPType.RC
-    qp_context: object = None
-    scq: CQ | None = None
-    rcq: CQ | None = None
-    srq: SRQ | None = None
-    cap: QPCap | None = None
-    sq_sig_all: int = 1
-
-    @property
-    def send_cq(self) -> CQ | None:
-        """`scq` under its other name."""
-        return self.scq
-
-    @property
-    def recv_cq(self) -> CQ | None:
-        """`rcq` under its other name."""
-        return self.rcq
 
 
 class QP(Resource):
@@ -80,7 +58,9 @@ class QP(Resource):
         self._init_attr = init_attr
         self._memory = memories[0]
         split = send_ring_bytes(self.cap.max_send_wr)
-        self._send = SendRing(self._memory.buffer[:split], self.cap.max_send_wr)
+        # None once it is closed; the receives of a shared queue are not here either.
+        self._send: SendRing | None = SendRing(self._memory.buffer[:split], self.cap.max_send_wr)
+        self._receive: ReceiveRing | None = None
         if srq is None:
             self._receive = ReceiveRing(self._memory.buffer[split:], self.cap.max_recv_wr)
         self._state = QPState.RESET if qp_attr is None else QPState.INIT
@@ -226,6 +206,8 @@ class QP(Resource):
         if opcode == WROpcode.FLUSH:
             sges = [SGE(0, wr.flush_length, 0)]  # it moves no local memory: the piece tells how much there
         inline = self._gather(sges) if flags & _INLINE else None
+        if self._send is None:
+            raise self._closed_error()
         if not self._send.post(
             opcode, flags, check_id(wr.wr_id), sges, wr.remote_addr, wr.rkey, wr.imm_data, inline, _operands(wr)
         ):
@@ -258,6 +240,8 @@ class QP(Resource):
         self, wr_id: int, addr: int, length: int, lkey: int, remote_addr: int, rkey: int, signaled: bool = True
     ) -> None:
         """An RDMA WRITE of one piece of memory, without building a SendWR. Raises RDMAError (ENOMEM) when full."""
+        if self._send is None:
+            raise self._closed_error()
         if not self._send.post_one(
             _WRITE, _SIGNALED if signaled else _UNSIGNALED, wr_id, lkey, addr, length, remote_addr, rkey
         ):
@@ -266,6 +250,8 @@ class QP(Resource):
 
     def post_read(self, wr_id: int, addr: int, length: int, lkey: int, remote_addr: int, rkey: int) -> None:
         """An RDMA READ into one piece of memory, likewise."""
+        if self._send is None:
+            raise self._closed_error()
         if not self._send.post_one(_READ, _SIGNALED, wr_id, lkey, addr, length, remote_addr, rkey):
             raise RDMAError(ENOMEM, f"send queue of QP {self.qp_num} is full")
         self._ring_doorbell(self.qp_num)
@@ -274,6 +260,8 @@ class QP(Resource):
         """A SEND of one piece of memory, likewise. Raises RDMAError also in a state in which nothing is sent."""
         if self._state < QPState.RTS:
             self._check_sending()
+        if self._send is None:
+            raise self._closed_error()
         if not self._send.post_one(_SEND, _SIGNALED, wr_id, lkey, addr, length, 0, 0):
             raise RDMAError(ENOMEM, f"send queue of QP {self.qp_num} is full")
         self._ring_doorbell(self.qp_num)
@@ -282,6 +270,8 @@ class QP(Resource):
         """A buffer of one piece of memory, without building a RecvWR. Raises RDMAError as `post_recv` does."""
         if self.srq is not None:
             raise RDMAError(EINVAL, f"QP {self.qp_num} takes its buffers from {self.srq._name()}: post them there")
+        if self._receive is None:
+            raise self._closed_error()
         if not self._receive.post_one(wr_id, lkey, addr, length):
             raise RDMAError(ENOMEM, f"receive queue of {self._name()} is full")
 
@@ -291,6 +281,8 @@ class QP(Resource):
         """
         if self.srq is not None:
             raise RDMAError(EINVAL, f"QP {self.qp_num} takes its buffers from {self.srq._name()}: post them there")
+        if self._receive is None:
+            raise self._closed_error()
         post_receives(self._receive, self._name(), wr, bad_wr)
 
     # -- closing ------------------------------------------------------------------------------------------------------
@@ -303,8 +295,7 @@ class QP(Resource):
         self.context.call({"op": "destroy_qp", "qp_num": self.qp_num})
 
     def _release(self) -> None:
-        closed = ClosedRing(self._name())
-        self._send, self._receive = cast(SendRing, closed), cast(ReceiveRing, closed)
+        self._send = self._receive = None
         self._memory.close()
         self.context._by_number.pop(("qp", self.qp_num), None)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 from emul.enums import SrqAttrMask
 from emul.queues import ReceiveRing
-from emul.verbs.base import ClosedRing, Resource, answered_int, as_int, expect
+from emul.verbs.base import Resource, answered_int, as_int, expect
 from emul.verbs.pd import PD
 from emul.verbs.wr import post_receives
 from emul.vocabulary import RecvWR
@@ -62,7 +61,7 @@ class SRQ(Resource):
             }
         )
         self.number = answered_int(reply, "srq")
-        self._ring = ReceiveRing(self._memory.buffer, attr.max_wr)
+        self._ring: ReceiveRing | None = ReceiveRing(self._memory.buffer, attr.max_wr)
         self._belongs_to(self.pd)
         self.context._by_number["srq", self.number] = self
 
@@ -90,6 +89,8 @@ class SRQ(Resource):
         """Posts a buffer, and those chained to it. Raises RDMAError: ENOMEM when full, EINVAL for too many pieces; the
         request that failed is then copied to `bad_wr`.
         """
+        if self._ring is None:
+            raise self._closed_error()
         post_receives(self._ring, self._name(), wr, bad_wr)
 
     def _name(self) -> str:
@@ -99,6 +100,6 @@ class SRQ(Resource):
         self.context.call({"op": "destroy_srq", "srq": self.number})
 
     def _release(self) -> None:
-        self._ring = cast(ReceiveRing, ClosedRing(self._name()))
+        self._ring = None
         self._memory.close()
         self.context._by_number.pop(("srq", self.number), None)

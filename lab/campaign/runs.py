@@ -23,7 +23,7 @@ from lab.topology import Topology
 from lab.verdict import FAIL, Result, schedule_json
 
 JOBS_MAX = 256
-GC_THRESHOLD = 50_000
+GC_THRESHOLD = 500_000
 """Runs make millions of short-lived objects without cycles; looking for those in vain costs a tenth of the time."""
 RUNS_PER_COLLECTION = 4
 """What a run leaves is a few big cycles, some 30 MB with its cards: so many of them lie about at the most."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from emul.compiled import use as _use
-from lab.check import messages, mirror, paths, resources, sessions, wire
-from lab.check.evidence import CheckResult, Evidence
 
 _use(__name__, __path__)
+
+from lab.check import messages, mirror, paths, resources, sessions, wire  # noqa: E402 (some may be compiled)
+from lab.check.evidence import CheckResult, Evidence  # noqa: E402
 
 Check = Callable[[Evidence, Mapping[str, object]], CheckResult]
 

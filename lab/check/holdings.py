@@ -215,6 +215,10 @@ class HoldingChecks:
             self._shares.result(f"{self._shares.exercised} windows with even shares"),
         ]
 
+    def kinds(self) -> frozenset[int]:
+        """Of entries that matter here."""
+        return frozenset(self._handlers)
+
     def on_entry(self, entry: Entry) -> None:
         """One more entry of a history."""
         handler = self._handlers.get(entry.kind)

@@ -47,6 +47,8 @@ class SimAdapter:
         self.cable: Cable | None = None
         self.card: Adapter | None = None
         """None while the adapter is dead."""
+        self._held = -2
+        """How many queue pairs there were when `has_changed` was last asked; -1: no card."""
         key, *accepted = (each.encode() for each in cluster_keys)
         self._own_identity = self._identity = Identity(node_id, port.index, key, tuple(accepted))
         self._node_memory = node_memory
@@ -133,6 +135,15 @@ class SimAdapter:
         """The report of a fault; {} where this card doesn't know it."""
         known = self.card.faults.report() if self.card is not None else []
         return next((report for report in known if report["id"] == number), {})
+
+    def has_changed(self) -> bool:
+        """Whether queue pairs came or went since this was last asked."""
+        card = self.card
+        held = -1 if card is None else len(card.queue_pairs())
+        if held == self._held:
+            return False
+        self._held = held
+        return True
 
     def look(self) -> None:
         """An idle card's look around; one whose turn is overdue waits for the machine to run it."""

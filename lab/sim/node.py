@@ -84,6 +84,7 @@ class SimNode:
             )
             for index, adapter in enumerate(node.adapters)
         }
+        self._cards = list(self.adapters.values())
 
     def power_on(self) -> None:
         """Power comes: boot status, then the adapters; the host begins to boot within BOOT_OFFSET_NS."""
@@ -185,6 +186,14 @@ class SimNode:
         self._woken.append(index)
         if self.host is not None:
             self._plan_turn(self._scheduler.now)
+
+    def has_changed(self) -> bool:
+        """Whether queue pairs came or went in the adapters since this was last asked."""
+        changed = False
+        for adapter in self._cards:
+            if adapter.has_changed():
+                changed = True
+        return changed
 
     # -- turns --------------------------------------------------------------------------------------------------------
 

@@ -79,22 +79,9 @@ class Probe:
             for path in plan.paths(names[number], names[partner])
         }
         self._parsed: dict[_Key, tuple[bytes, Record | None]] = {}
-        self._counts: dict[int, list[int]] = {}
-        """By node: how many queue pairs each of its adapters had when it was last looked at."""
         self._met: dict[tuple[int, str], dict[int, QueuePair]] = {}
-        self._young: dict[int, list[tuple[Adapter, QueuePair]]] = {}
+        self.young: dict[int, list[tuple[Adapter, QueuePair]]] = {}
         """Queue pairs that were just made, and tagged with nothing yet."""
-
-    def has_changed(self, node: int) -> bool:
-        """Whether queue pairs came or went in the node's adapters since this was last asked, or are being made."""
-        counts = []
-        for adapter in self._nodes[node].adapters.values():
-            card = adapter.card
-            counts.append(-1 if card is None else len(card.queue_pairs()))
-        if counts == self._counts.get(node):
-            return bool(self._young.get(node))
-        self._counts[node] = counts
-        return True
 
     # -- lab.check.holdings.Facts -------------------------------------------------------------------------------------
 
@@ -121,7 +108,7 @@ class Probe:
 
     def fresh_vis(self, node: int) -> Sequence[tuple[int, HeldVi]]:
         """Facts."""
-        waiting = self._young.pop(node, [])
+        waiting = self.young.pop(node, [])
         for name, adapter in self._nodes[node].adapters.items():
             card = adapter.card
             if card is None:
@@ -142,7 +129,7 @@ class Probe:
             elif qp.attr.fence_slot:
                 fresh.append(_held_vi(card, qp))
         if young:
-            self._young[node] = young
+            self.young[node] = young
         return fresh
 
     def vis(self, node: int) -> Sequence[tuple[int, HeldVi]]:

@@ -55,6 +55,7 @@ class SimWatch:
         """Faults of VERSIONS, by number."""
         self._probe = Probe(plan, self._nodes, awake_since=self.awake_since, calm_since=self.calm_since, now=world.now)
         self.holdings = HoldingChecks(names, self._probe, balance=plan.topology.settings.balance)
+        self._held_kinds = self.holdings.kinds()
         for number, node in self._nodes.items():
             node.after_turn = lambda number=number: self._after_turn(number)
         world.scheduler.after(LOOK_NS, Priority.HOST, self._look)
@@ -100,15 +101,17 @@ class SimWatch:
 
     def _after_turn(self, number: int) -> None:
         """The host of a node has run: what it wrote is looked at."""
-        buffer, seen = self._nodes[number].history.buffer, self._seen[number]
-        stirred = self._probe.has_changed(number)
+        node, seen = self._nodes[number], self._seen[number]
+        buffer = node.history.buffer
+        stirred = node.has_changed() or number in self._probe.young
         if stirred:
             self.holdings.on_turn(number, self._world.now())
         while is_whole(buffer, seen):
             entry = entry_at(buffer, seen)
             seen += 1
             self.checks.on_entry(entry)
-            self.holdings.on_entry(entry)
+            if entry.kind in self._held_kinds:
+                self.holdings.on_entry(entry)
             stirred = stirred or entry.kind in STIRRING
         self._seen[number] = seen
         if stirred:

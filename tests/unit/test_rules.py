@@ -53,6 +53,7 @@ CCM_SHELL = (
     "ccm.compile",
     "ccm.client",
     "ccm.client_code",
+    "ccm.client_session",
     "ccm.clients",
     "ccm.driver",
     "ccm.history",
