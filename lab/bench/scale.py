@@ -6,14 +6,18 @@ below a bound however large the cluster is; processor time may grow with the pai
 node has two adapters behind two switches, one cable falls silent, and the slowest pair of partners that it served is
 held against the formula.
 
-`--repetitions 0`: also 256 nodes in the simulator (32,640 pairs: some minutes of one core, 4 GiB) and 64 in netns.
+Each simulated cluster has a process of its own, so that what it takes of memory is its own, too.
+
+`--repetitions 0`: also 256 nodes in the simulator (32,640 pairs: some minutes of one core, 5 GiB) and 64 in netns.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +64,10 @@ class Cost:
     bring_up_us: float
     frames: float
     idle_us: float
+    bring_up_frames: float = 0.0
+    """For each pair; 0: not measured, as is ..."""
+    memory_bytes: float = 0.0
+    """... what a pair takes in the simulator, its part of nodes and cards included."""
 
 
 def run(repetitions: int) -> list[Row]:
@@ -69,7 +77,7 @@ def run(repetitions: int) -> list[Row]:
     with rare_collections():
         for _ in range(max(1, repetitions)):
             sizes: tuple[int, ...] = (*SIZES, LARGEST) if everything else SIZES
-            rows = _rows("sim", {size: in_simulator(size) for size in sizes})
+            rows = _rows("sim", {size: apart(size) for size in sizes})
         rows += [detection(size) for size in DETECTION_SIZES]
     if namespaces.may_make_namespaces():
         sizes = (*NETNS_SIZES, *NETNS_LARGEST) if everything else NETNS_SIZES
@@ -97,7 +105,25 @@ def _rows(where: str, costs: dict[int, Cost]) -> list[Row]:
             compare(f"{case}: bring-up CPU of a pair", cost.bring_up_us, "us", words, least.bring_up_us,
                     at_most=GROWTH_MAX),
         ]  # fmt: skip
+        if cost.memory_bytes:
+            rows += [
+                compare(f"{case}: bring-up frames of a pair", cost.bring_up_frames, "frames", words,
+                        least.bring_up_frames, at_most=GROWTH_MAX),
+                compare(f"{case}: memory of a pair", cost.memory_bytes / 1024, "KiB", words,
+                        least.memory_bytes / 1024, at_most=GROWTH_MAX),
+            ]  # fmt: skip
     return rows
+
+
+def apart(size: int) -> Cost:
+    """`in_simulator` in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        return pool.submit(in_simulator, size).result()
+
+
+def _resident_bytes() -> int:
+    """What this process has in memory (proc(5), statm)."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def settled_ns(size: int) -> int:
@@ -109,9 +135,11 @@ def in_simulator(size: int) -> Cost:
     """A cluster of `size` nodes in the simulator."""
     topology = star(size, clients=("failover-monitor",), nvram="64KiB")
     pairs = size * (size - 1) // 2
-    begun = time.process_time_ns()
+    memory, begun = _resident_bytes(), time.process_time_ns()
     world = ready_world(topology, 1)
     bring_up = time.process_time_ns() - begun
+    memory = _resident_bytes() - memory
+    frames = sum(world.counters(node)["sent_pkts"] for node in topology.nodes)
     try:
         world.advance(world.now() + settled_ns(size))
         sent = sum(world.counters(node)["sent_pkts"] for node in topology.nodes)
@@ -122,7 +150,9 @@ def in_simulator(size: int) -> Cost:
     finally:
         world.stop()
     in_s = SECOND / IDLE_NS
-    return Cost(bring_up / 1000 / pairs, sent * in_s / size, spent / 1000 * in_s / pairs)
+    return Cost(
+        bring_up / 1000 / pairs, sent * in_s / size, spent / 1000 * in_s / pairs, frames / pairs, memory / pairs
+    )
 
 
 def in_netns(size: int) -> Cost | None:
