@@ -7,10 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from emul.compiled import use as _use
-
-_use(__name__, __path__)
-
 if TYPE_CHECKING:
     from lab.api import Lab, run
     from lab.errors import InputError, LabError, MachineError

@@ -9,9 +9,8 @@ from emul.compile import main
 from emul.compiled import MODULES as ADAPTER_MODULES
 
 MODULES = (
-    "lab/check/evidence", "lab/check/mirror", "lab/check/recovery", "lab/check/steps", "lab/runner", "lab/sim/adapter",
+    "lab/check/evidence", "lab/check/mirror", "lab/check/recovery", "lab/check/steps", "lab/sim/adapter",
     "lab/sim/cable", "lab/sim/node", "lab/sim/pace", "lab/sim/scheduler", "lab/sim/streams", "lab/sim/watch",
-    "lab/watcher",
 )  # fmt: skip
 """What runs for each event of the simulator, and for each entry of its histories."""
 
