@@ -63,9 +63,11 @@ TRANSMIT_FRAMES = 128
 """Twice what an adapter hands over at a time. Both memories are pinned: half a megabyte for each 128 frames."""
 _UNREAPED_MAX = 16
 """Chunks that the kernel may have done with before they are looked for: few, so that those in use stay in the cache."""
-_BIND_ATTEMPTS_MAX = 250
+_BIND_ATTEMPTS_MAX = 1000
 _BIND_PAUSE_S = 0.002
-"""The kernel frees a closed socket's queue from a work queue: a port that was just closed leaves it a little later."""
+"""The kernel frees a closed socket's queue from a work queue: a port that was just closed leaves it a little later, and
+on a machine with too much to do more than half a second later.
+"""
 _KICKS_MAX = 2 * TRANSMIT_FRAMES // 32 + 2
 """System calls for one `send`: the kernel transmits up to 32 frames a call."""
 
