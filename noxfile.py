@@ -179,6 +179,22 @@ def compile_hot(session: nox.Session) -> None:
     session.run(str(ensure_environment()), "-m", "lab.compile", external=True, success_codes=[0, EXIT_MACHINE])
 
 
+PLAIN = "CCM_LAB_PLAIN"
+"""With a value: what is compiled stays out of use."""
+COMPILED_TESTS = tuple(f"tests/{name}" for name in ("unit", "sim", "interop", "netns"))
+
+
+@nox.session(venv_backend="none")
+def compiled(session: nox.Session) -> None:
+    """The same tests against compiled modules; what replaces methods is left out. Takes a C compiler."""
+    compile_hot(session)
+    asked = "from emul import compiled; print(compiled.is_current())"
+    environment = {PLAIN: ""}
+    if "True" not in str(session.run(str(ensure_environment()), "-c", asked, external=True, silent=True, env=environment)):
+        session.skip("nothing is compiled here")
+    pytest(session, *COMPILED_TESTS)
+
+
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
     """The benchmarks, each beside its reference."""
@@ -200,7 +216,7 @@ def coverage(session: nox.Session) -> None:
     measured = (*(f"--cov={package}" for package in COVERED), "--cov-report=")
     parallel = ("--numprocesses", "auto", "--dist", "loadfile", "-m", "not alone")
     # Of compiled modules nothing is told.
-    run(session, "pytest", *parallel, *measured, *tests, *session.posargs, CCM_LAB_PLAIN="1")
+    run(session, "pytest", *parallel, *measured, *tests, *session.posargs, **{PLAIN: "1"})
     for package, least in COVERED.items():
         run(session, "coverage", "report", f"--include={package}/*", f"--omit={UNTOLD}", f"--fail-under={least}")
 
@@ -226,7 +242,7 @@ def nightly(session: nox.Session) -> None:
             failed.append(topology)
     session.env.update({"LAB_SIM_SEEDS": "100", "LAB_EXPLORE": "deep", "LAB_STATEFUL_EXAMPLES": "2000"})
     session.env.update({"LAB_FUZZ_FRAMES": "1000000", "LAB_FUZZ_ENTRIES": "300000", "LAB_FUZZ_WALKS": "2000"})
-    session.env["CCM_LAB_PLAIN"] = "1"
+    session.env[PLAIN] = "1"
     pytest(session, "tests/sim", "tests/fuzz", "tests/explore", "tests/unit/test_ccm_stateful.py")
     if failed:
         session.error(f"schedules of {', '.join(failed)} failed: see {NIGHTLY_REPORT}")

@@ -14,10 +14,10 @@ MODULES = tuple(
         "clients/nvram_mirror", "driver/chores", "driver/driver", "driver/loads", "driver/notes", "driver/peers",
         "driver/sessions", "driver/timed", "driver/wiring", "events", "exchange", "failover", "handshake", "history",
         "host", "journal/recorder", "lanes", "liveness", "manager", "membership", "pairing", "path", "pathset",
-        "peer_link", "peering", "publisher", "session", "sessions", "settings", "settling", "stream", "workload",
+        "peer_link", "peering", "publisher", "session", "sessions", "settling", "stream", "workload",
     )
 )  # fmt: skip
-"""What runs for each write, probe and event of a session."""
+"""What runs for each write, probe and event of a session. Not `settings`: compiled, it would take what no file could."""
 
 if __name__ == "__main__":
     sys.exit(main((*ADAPTER_MODULES, *MODULES)))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from emul import compiled
 from tests.softroce.image import missing_programs
 
 PROBE_TIMEOUT_S = 20
@@ -82,6 +83,10 @@ def _large_frames() -> str | None:
     return None if has else "needs Linux 6.6 for frames in several buffers over AF_XDP"
 
 
+def _plain() -> str | None:
+    return "replaces what is compiled: CCM_LAB_PLAIN=1" if compiled.is_current() else None
+
+
 CAPABILITIES: dict[str, Capability] = {
     "root": Capability("root", _root),
     "netns": Capability("netns", _netns),
@@ -91,4 +96,5 @@ CAPABILITIES: dict[str, Capability] = {
     "softroce": Capability("needs_softroce", _softroce),
     "large-frames": Capability("needs_large_frames", _large_frames),
     "vagrant": Capability("needs_vagrant", _program("vagrant")),
+    "plain": Capability("needs_plain", _plain),
 }

@@ -6,7 +6,9 @@ Reading checks the class, the fields and their types, so that a damaged line is 
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import sys
 import types
 import typing
 from enum import Enum
@@ -15,6 +17,7 @@ from typing import Any
 
 from ccm import actions, events, exchange
 from ccm.needs import Needs
+from emul.compiled import ROOT
 
 FORMAT = 2
 """Version of the journal's format: raised whenever an older reader would misunderstand it."""
@@ -103,5 +106,25 @@ def _plain(wanted: object) -> type:
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
+    """The types of a class's fields, from its source: a compiled class keeps `tuple` of a `tuple[int, ...]`, and
+    nothing at all of a union.
+    """
+    module = sys.modules[kind.__module__]
+    written = types.SimpleNamespace(__annotations__=_annotations(kind.__module__)[kind.__name__])
+    hints = typing.get_type_hints(written, globalns=vars(module))
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+@cache
+def _annotations(module: str) -> dict[str, dict[str, str]]:
+    """For each class of a module the annotations of its body, as they are written."""
+    tree = ast.parse(ROOT.joinpath(*module.split(".")).with_suffix(".py").read_bytes())
+    return {
+        node.name: {
+            line.target.id: ast.unparse(line.annotation)
+            for line in node.body
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+        }
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    }

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Protocol
 
 from ccm.history import Entry, Kind
+from ccm.settings import DEFAULTS, Settings
 from lab.check.evidence import NANOSECONDS_PER_MILLISECOND, CheckResult, Findings, Session
 
 LEFT_BOUND_NS = 250 * NANOSECONDS_PER_MILLISECOND
@@ -155,9 +156,11 @@ class _Load:
 class HoldingChecks:
     """The checks of one run."""
 
-    def __init__(self, nodes: dict[int, str], facts: Facts, *, balance: str | bool = "vi") -> None:
-        """`balance`: how the managers are to spread what they carry over the paths (`ccm.settings`)."""
-        self._balance = balance
+    def __init__(self, nodes: dict[int, str], facts: Facts, *, settings: Settings = DEFAULTS) -> None:
+        """`settings`: of all the managers."""
+        self._balance = settings.balance
+        # On a path that is silent nothing can be published until it is given up.
+        self._stray_bound_ns = LEFT_BOUND_NS + settings.alone_limit_ns + settings.limit_most_ns
         self._names = nodes
         self._facts = facts
         self._manifests = Findings("manifests.agreed")
@@ -371,7 +374,7 @@ class HoldingChecks:
             awake = self._facts.awake_since(node)
             if not self._facts.has_vi(vi) or self._is_published(node, partner, vi):
                 del self._strays[stray]
-            elif awake is not None and now - max(since, awake) > LEFT_BOUND_NS:
+            elif awake is not None and now - max(since, awake) > self._stray_bound_ns:
                 del self._strays[stray]
                 text = f"virtual interface {vi.number} on path {vi.path} belongs to nothing that is published"
                 self._left.problem(self._text(now, node, partner, text))

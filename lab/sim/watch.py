@@ -54,7 +54,7 @@ class SimWatch:
         self._skewing: set[int] = set()
         """Faults of VERSIONS, by number."""
         self._probe = Probe(plan, self._nodes, awake_since=self.awake_since, calm_since=self.calm_since, now=world.now)
-        self.holdings = HoldingChecks(names, self._probe, balance=plan.topology.settings.balance)
+        self.holdings = HoldingChecks(names, self._probe, settings=plan.topology.settings)
         self._held_kinds = self.holdings.kinds()
         for number, node in self._nodes.items():
             node.after_turn = lambda number=number: self._after_turn(number)

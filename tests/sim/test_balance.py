@@ -91,6 +91,7 @@ def test_without_a_balance_all_share_a_path_and_nobody_minds() -> None:
     assert check(result, "load.shared") == (None, 0)
 
 
+@pytest.mark.needs_plain
 def test_a_manager_that_ignores_the_bytes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def blind(self: LoadBalance, carried: list[Carried], *, now: Instant) -> Relief | None:
         return None

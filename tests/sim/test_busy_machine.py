@@ -15,7 +15,6 @@ import pytest
 from ccm.history import Kind, read_entries
 from ccm.reasons import Reason
 from emul.clock import MILLISECOND, SECOND
-from emul.compiled import is_current
 from emul.node_memory import NodeMemory
 from lab.plan import Plan
 from lab.runner import Runner
@@ -94,7 +93,7 @@ def test_a_silent_cable_is_found_on_an_overloaded_machine_too(seed: int) -> None
     assert found, f"seed {seed}"
 
 
-@pytest.mark.skipif(is_current(), reason="compiled code can't be given a blind eye")
+@pytest.mark.needs_plain
 def test_without_the_cards_own_sign_there_are_false_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NodeMemory, "set_looks", lambda self, adapter, looks: None)
     assert sum(len(losses(seed)) for seed in range(4)) > 4

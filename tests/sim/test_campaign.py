@@ -71,6 +71,7 @@ def _at(result: object, fault: int) -> int:
     return at
 
 
+@pytest.mark.needs_plain
 def test_a_failure_is_recorded_replayed_and_shrunk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +90,7 @@ def test_a_failure_is_recorded_replayed_and_shrunk(
     assert "does not fail" in capsys.readouterr().out
 
 
+@pytest.mark.needs_plain
 def test_an_error_in_a_run_is_a_failure_that_can_be_replayed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ from lab.scenario import Scenario
 from lab.topology import Topology
 from lab.verdict import Result
 
+pytestmark = pytest.mark.needs_plain
 SEEDS_TRIED_MAX = 4
 TWO_PATHS = """
 name: two-paths

@@ -66,6 +66,7 @@ def test_both_incarnations_of_the_host_that_crashed_are_replayed(journals: dict[
     assert found.incarnations == 2 and found.events > 100 and found.actions > 50 and not found.difference
 
 
+@pytest.mark.needs_plain
 def test_another_manager_is_found_out_with_the_line(
     journals: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

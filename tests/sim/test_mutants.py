@@ -16,6 +16,7 @@ from emul.window import SendWindow
 from lab.api import run
 from lab.verdict import Result
 
+pytestmark = pytest.mark.needs_plain
 PACKET_BYTES = 2048
 """Of a mirrored record; messages and exchange records are smaller."""
 WRITES_BEFORE = 40

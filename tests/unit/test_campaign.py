@@ -74,6 +74,7 @@ def test_the_same_fault_is_never_on_twice_at_the_same_thing(kind: str) -> None:
             assert target != other or begin > end
 
 
+@pytest.mark.needs_plain
 def test_one_fault_more_leaves_the_others_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     class OneMore(Streams):
         def stream(self, name: str):  # type: ignore[no-untyped-def]

@@ -162,6 +162,7 @@ def test_slots_lie_side_by_side_within_the_area():
     assert end <= AREA_BYTES
 
 
+@pytest.mark.needs_plain
 def test_the_page_of_the_documentation_is_what_the_definition_says():
     page = Path(__file__).resolve().parents[2] / "docs" / "exchange-records.md"
     assert describe() in page.read_text(encoding="utf-8"), "write ccm.exchange.describe() into docs/exchange-records.md"

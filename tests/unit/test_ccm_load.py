@@ -58,7 +58,7 @@ class FakeSession:
     epoch = 3
 
     def __init__(self) -> None:
-        self.streams = [FakeStream()]
+        self.streams = (FakeStream(),)
         self.partner = type("P", (), {"id": 2})()
 
 
@@ -73,6 +73,7 @@ def mirror_load(**spec):
     return mirror, load, lambda: list(read_entries(history.buffer))
 
 
+@pytest.mark.needs_plain
 def test_depth_requests_are_under_way_and_each_commit_brings_the_next():
     mirror, load, entries = mirror_load()
     session = FakeSession()
@@ -85,6 +86,7 @@ def test_depth_requests_are_under_way_and_each_commit_brings_the_next():
     assert load.state()["p50_us"] == pytest.approx(1.0, rel=0.07)
 
 
+@pytest.mark.needs_plain
 def test_the_rate_bounds_what_is_submitted():
     mirror, load, _ = mirror_load(rate_per_s=1000, depth=4)
     session = FakeSession()
@@ -94,6 +96,7 @@ def test_the_rate_bounds_what_is_submitted():
     assert load.outstanding == 2
 
 
+@pytest.mark.needs_plain
 def test_a_lost_session_gives_up_what_is_under_way_and_a_new_one_goes_on_counting():
     mirror, load, entries = mirror_load()
     session = FakeSession()
@@ -104,6 +107,7 @@ def test_a_lost_session_gives_up_what_is_under_way_and_a_new_one_goes_on_countin
     assert [entry.sequence for entry in entries()] == list(range(1, 9)), "no sequence comes twice in an incarnation"
 
 
+@pytest.mark.needs_plain
 def test_a_stopped_load_submits_nothing_more():
     mirror, load, _ = mirror_load()
     session = FakeSession()

@@ -299,6 +299,7 @@ class Obstacle:
         monkeypatch.setattr(Adapter, "execute", refuse)
 
 
+@pytest.mark.needs_plain
 @pytest.mark.parametrize("node", [0, 1])
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_card_that_refuses_a_session_s_verbs_for_a_while_costs_no_path(
@@ -329,6 +330,7 @@ def test_a_card_that_refuses_a_session_s_verbs_for_a_while_costs_no_path(
         assert {entry.extra for entry in world.history(each, Kind.PATH_DOWN)} == {0}, "the one that was cut"
 
 
+@pytest.mark.needs_plain
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_card_that_goes_on_refusing_is_asked_less_and_less_often(verb: str, monkeypatch: pytest.MonkeyPatch):
     world = TwoHosts(((Teller(),), (Teller(),)))
@@ -340,6 +342,7 @@ def test_a_card_that_goes_on_refusing_is_asked_less_and_less_often(verb: str, mo
     assert not broken(world) and not world.history(0, Kind.PATH_DOWN)
 
 
+@pytest.mark.needs_plain
 def test_a_session_that_is_closed_while_a_path_refuses_it_leaves_no_timer(monkeypatch: pytest.MonkeyPatch):
     tellers = Teller(), Teller()
     world = TwoHosts(((tellers[0],), (tellers[1],)))
@@ -351,6 +354,7 @@ def test_a_session_that_is_closed_while_a_path_refuses_it_leaves_no_timer(monkey
     assert len(obstacle.met_at) == 1 and sessions(world, 0)["teller"]["state"] == "CLOSED"
 
 
+@pytest.mark.needs_plain
 def test_a_session_whose_only_path_refuses_it_waits_and_the_path_stays(monkeypatch: pytest.MonkeyPatch):
     tellers = Teller(), Teller()
     world = TwoHosts(((tellers[0],), (tellers[1],)), named=(MIRROR,), paths=1)
@@ -365,6 +369,7 @@ def test_a_session_whose_only_path_refuses_it_waits_and_the_path_stays(monkeypat
     assert world.run(4 * SECOND, lambda: tellers[0].session is not None and tellers[1].session is not None)
 
 
+@pytest.mark.needs_plain
 def test_queue_pairs_that_fail_and_can_t_be_made_anew_at_once_cost_no_path(monkeypatch: pytest.MonkeyPatch):
     """They fail on a living path, and the card has no room for new ones: the work goes over the other path."""
     world, sender, receiver, path = talking()

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ccm.history import Entry, Kind
+from ccm.settings import DEFAULTS
 from emul.clock import MILLISECOND, SECOND, Instant
 from lab.check.holdings import (
     LEFT_BOUND_NS,
@@ -225,7 +226,7 @@ def left_behind_key(story: Story) -> None:
 def stray(story: Story) -> None:
     story.outside.there.append(vi(13, 1))
     story.wait(MILLISECOND)
-    story.wait(LEFT_BOUND_NS + 1)
+    story.wait(LEFT_BOUND_NS + DEFAULTS.alone_limit_ns + DEFAULTS.limit_most_ns + 1)
 
 
 def refused_alone(story: Story) -> None:

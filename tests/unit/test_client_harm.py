@@ -265,6 +265,7 @@ def test_a_client_that_fills_its_ledgers_while_the_host_sleeps_overruns_nobody_s
     assert not world.history(0, Kind.ERROR_ALERT, Kind.PATH_DOWN) and others_work(world)
 
 
+@pytest.mark.needs_plain
 def test_needs_beyond_what_the_adapter_has_cost_that_client_its_session_and_nobody_else_s(monkeypatch):
     ours, theirs = Greedy(), Greedy()
     monkeypatch.setattr("emul.host_context.QUEUE_DEPTH_MAX", 8192)  # of adapters that are smaller than ours

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from emul import compiled
 from emul.answers import ANSWERS_MAX, Answers
 from emul.clock import MILLISECOND, Instant
 from emul.enums import QPAttrMask
@@ -60,9 +59,6 @@ from emul.wqe import SendWqe
 from tests.helpers.adapters import ALL_ACCESS, AdapterPair, Party, Seen, connect_by_hand, packets_of
 
 OK = WCStatus.SUCCESS
-needs_plain_python = pytest.mark.skipif(
-    compiled.is_current(), reason="needs the adapter in plain Python (CCM_LAB_PLAIN=1), as it is patched"
-)
 
 
 def connected(**attributes: int) -> tuple[AdapterPair, Party, Party]:
@@ -424,7 +420,7 @@ def test_pieces_are_gathered_packet_by_packet() -> None:
     assert b.mr.read(8, 0) == data[:4] + data[100:104]
 
 
-@needs_plain_python
+@pytest.mark.needs_plain
 def test_a_host_that_fakes_overruns_gets_one_look_at_all_queues_in_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     pair, _, _ = connected()
     adapter = pair.adapters[0]
@@ -574,7 +570,7 @@ def test_new_requests_do_not_put_off_the_timer_of_the_oldest() -> None:
     assert a.statuses()[0] == WCStatus.RETRY_EXC_ERR
 
 
-@needs_plain_python
+@pytest.mark.needs_plain
 def test_a_response_that_ends_too_early_is_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> None:
     pair, a, b = connected()
     monkeypatch.setattr("emul.answers._FIRST", int(Opcode.RDMA_READ_RESPONSE_ONLY))
@@ -877,7 +873,7 @@ def test_a_nak_of_mid_message_that_comes_again_and_again_spends_the_retries() ->
     assert done(a) == [(1, WCStatus.RETRY_EXC_ERR)]
 
 
-@needs_plain_python
+@pytest.mark.needs_plain
 def test_a_response_that_is_too_short_is_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> None:
     pair, a, b = connected()
     whole = Responder._read_source

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import emul
 from emul.wire import frame as frames
 from emul.wire.address import address_bytes, address_of_gid, address_text, gid_bytes, ipv4_bytes
 from emul.wire.frame import (
@@ -301,7 +300,7 @@ def test_arp_is_read_as_it_was_written(
 
 
 @each_family
-@pytest.mark.skipif(emul.COMPILED, reason="replaces a function of a module that is compiled")
+@pytest.mark.needs_plain
 def test_a_payload_that_changes_while_it_is_sent_goes_out_as_it_was_summed(
     family: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

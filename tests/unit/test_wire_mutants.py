@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from emul import answers, compiled, completer, requester, responder, window
+from emul import answers, completer, requester, responder, window
 from emul import wqe as requests
 from emul.clock import MILLISECOND
 from emul.vocabulary import MTU, WROpcode
@@ -20,9 +20,7 @@ from tests.helpers.adapters import Seen
 from tests.helpers.tap import AT_SENDERS, Weather
 from tests.helpers.traffic import Traffic
 
-pytestmark = pytest.mark.skipif(
-    compiled.is_current(), reason="needs the adapter in plain Python (CCM_LAB_PLAIN=1), as it is patched"
-)
+pytestmark = pytest.mark.needs_plain
 SEEDS_MAX = 12
 LOSSY = {"lose": 0.15}
 Patch = pytest.MonkeyPatch
