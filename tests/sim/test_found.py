@@ -148,7 +148,7 @@ def test_a_fence_that_a_lost_card_raised_is_known_when_the_card_is_back(seed: in
 
 @pytest.mark.parametrize("seed", [4904, 0])
 def test_what_is_opened_on_a_path_that_is_silent_waits_for_its_end(seed: int) -> None:
-    """Seeds 3999 and 4904: new virtual interfaces were made on the one path that was up. It was silent, so nothing could
+    """Seeds 3999 and 4904: virtual interfaces were made on the one path that was up. It was silent, so nothing could
     be published, until it was given up after 400 ms: the check took them for lost after 250.
     """
     result = play(
