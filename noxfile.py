@@ -189,8 +189,8 @@ def compiled(session: nox.Session) -> None:
     """The same tests against compiled modules; what replaces methods is left out. Takes a C compiler."""
     compile_hot(session)
     asked = "from emul import compiled; print(compiled.is_current())"
-    environment = {PLAIN: ""}
-    if "True" not in str(session.run(str(ensure_environment()), "-c", asked, external=True, silent=True, env=environment)):
+    said = session.run(str(ensure_environment()), "-c", asked, external=True, silent=True, env={PLAIN: ""})
+    if "True" not in str(said):
         session.skip("nothing is compiled here")
     pytest(session, *COMPILED_TESTS)
 

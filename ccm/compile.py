@@ -17,7 +17,7 @@ MODULES = tuple(
         "peer_link", "peering", "publisher", "session", "sessions", "settling", "stream", "workload",
     )
 )  # fmt: skip
-"""What runs for each write, probe and event of a session. Not `settings`: compiled, it would take what no file could."""
+"""What runs for each write, probe and event of a session. Not `settings`: compiled, it takes what no file could."""
 
 if __name__ == "__main__":
     sys.exit(main((*ADAPTER_MODULES, *MODULES)))
