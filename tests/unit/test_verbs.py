@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from errno import EAGAIN, EBUSY, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP
 
 import pytest
 
 from emul import enums as e
 from emul.errors import DeviceGone, PyverbsError, PyverbsRDMAError, PyverbsUserError, RDMAError
+from emul.host_context import STEPS_MAX
 from emul.local import LocalDevice
 from emul.queues import INLINE_BYTES_MAX
 from emul.transitions import FIELDS, check_mask, required
@@ -586,3 +588,43 @@ def test_enums_have_libibverbs_numbers() -> None:
     assert enums.IBV_WC_SUCCESS is WCStatus.SUCCESS
     assert AccessFlags(e.IBV_ACCESS_LOCAL_WRITE) is AccessFlags.LOCAL_WRITE
     assert WROpcode.SEND is e.IBV_WR_SEND
+
+
+# -- several changes with one message ---------------------------------------------------------------------------------
+
+
+def steps_to_rts(player: Player, other: Player, address: str) -> list[QPAttr]:
+    """INIT, RTR and RTS."""
+    attr = player.attr(other, address)
+    return [replace(attr, qp_state=state) for state in (QPState.INIT, QPState.RTR, QPState.RTS)]
+
+
+def test_two_ends_connect_with_one_message_to_each_card_and_talk() -> None:
+    pair = AdapterPair()
+    a, b = (Player(context) for context in pair.contexts)
+    a.qp.modify_in_turn(*steps_to_rts(a, b, pair.address(1)))
+    b.qp.modify_in_turn(*steps_to_rts(b, a, pair.address(0)))
+    b.qp.post_recv(RecvWR(wr_id=7, num_sge=1, sg=[b.piece(100)]))
+    a.qp.post_send(SendWR(wr_id=5, opcode=WROpcode.SEND, num_sge=1, sg=[a.piece(10)]))
+    pair.settle()
+    assert [player.cq.poll(4)[1][0].status for player in (a, b)] == [WCStatus.SUCCESS] * 2
+
+
+def test_of_several_changes_those_before_the_refused_one_hold() -> None:
+    pair = AdapterPair()
+    a, b = (Player(context) for context in pair.contexts)
+    init, rtr, rts = steps_to_rts(a, b, pair.address(1))
+    refused(EINVAL, "INIT to RTS", a.qp.modify_in_turn, init, rts, rtr)
+    assert a.qp.qp_state is QPState.INIT
+    a.qp.modify_in_turn(rtr, rts)
+    assert a.qp.qp_state is QPState.RTS
+    more = [rts] * (STEPS_MAX + 2)
+    refused(EINVAL, f"at most {STEPS_MAX} steps", a.qp.modify_in_turn, *more)
+
+
+def test_a_queue_pair_whose_attributes_are_refused_is_not_made() -> None:
+    player = Player(AdapterPair().contexts[0])
+    before = player.context.resources()
+    refused(EINVAL, "port_num must be 1", QP, player.pd, player.init, QPAttr(port_num=2))
+    assert player.context.resources() == before
+    assert QP(player.pd, player.init, QPAttr()).qp_state is QPState.INIT
