@@ -117,15 +117,15 @@ def run(session: nox.Session, *command: str, success_codes: tuple[int, ...] = (0
 
 NO_TESTS = 5
 """pytest's exit status when a selection is empty."""
+PARALLEL = ("--numprocesses", "auto", "--dist", "loadfile", "-m", "not alone")
 
 
 def pytest(session: nox.Session, *arguments: str) -> None:
     """Runs pytest on as many processes as there are cores, a file's tests together, as they share their set-up; then,
     one after the other, the tests that want the machine to themselves.
     """
-    parallel = ("--numprocesses", "auto", "--dist", "loadfile", "-m", "not alone")
     failed = False
-    for selection in (parallel, ("-m", "alone")):
+    for selection in (PARALLEL, ("-m", "alone")):
         try:
             run(session, "pytest", *selection, *arguments, *session.posargs, success_codes=(0, NO_TESTS))
         except nox.command.CommandFailed:
@@ -181,7 +181,7 @@ def compile_hot(session: nox.Session) -> None:
 
 PLAIN = "CCM_LAB_PLAIN"
 """With a value: what is compiled stays out of use."""
-COMPILED_TESTS = tuple(f"tests/{name}" for name in ("unit", "sim", "interop", "netns"))
+COMPILED_TESTS = tuple(f"tests/{name}" for name in ("unit", "sim", "netns"))
 
 
 @nox.session(venv_backend="none")
@@ -192,7 +192,7 @@ def compiled(session: nox.Session) -> None:
     said = session.run(str(ensure_environment()), "-c", asked, external=True, silent=True, env={PLAIN: ""})
     if "True" not in str(said):
         session.skip("nothing is compiled here")
-    pytest(session, *COMPILED_TESTS)
+    run(session, "pytest", *PARALLEL, *COMPILED_TESTS, *session.posargs)
 
 
 @nox.session(venv_backend="none")
@@ -214,9 +214,8 @@ def coverage(session: nox.Session) -> None:
     tests += [f"tests/netns/test_{name}.py" for name in ADAPTER_TESTS]
     tests += [f"tests/sim/test_{name}.py" for name in MANAGER_TESTS]
     measured = (*(f"--cov={package}" for package in COVERED), "--cov-report=")
-    parallel = ("--numprocesses", "auto", "--dist", "loadfile", "-m", "not alone")
     # Of compiled modules nothing is told.
-    run(session, "pytest", *parallel, *measured, *tests, *session.posargs, **{PLAIN: "1"})
+    run(session, "pytest", *PARALLEL, *measured, *tests, *session.posargs, **{PLAIN: "1"})
     for package, least in COVERED.items():
         run(session, "coverage", "report", f"--include={package}/*", f"--omit={UNTOLD}", f"--fail-under={least}")
 

@@ -82,6 +82,7 @@ class Kind(IntEnum):
 
 
 _KINDS = {kind.value: kind for kind in Kind}
+_BUSY = frozenset({int(kind) for kind in (Kind.SUBMITTED, Kind.COMMITTED, Kind.DELIVERED)})
 
 
 class Entry(NamedTuple):
@@ -181,6 +182,17 @@ def entry_at(buffer: memoryview, index: int) -> Entry:
     # As Entry(...), in half the time.
     fields = (at, known, node, partner, client, incarnation, epoch, sequence, offset, length, digest, extra)
     return tuple.__new__(Entry, fields)
+
+
+def new_entries(buffer: memoryview, start: int) -> tuple[list[Entry], int]:
+    """What was written from index `start` on without the writes of a workload, and the next index to look from."""
+    found: list[Entry] = []
+    index = start
+    while is_whole(buffer, index):
+        if kind_at(buffer, index) not in _BUSY:
+            found.append(entry_at(buffer, index))
+        index += 1
+    return found, index
 
 
 def read_entries(buffer: memoryview, start: int = 0) -> Iterator[Entry]:

@@ -24,12 +24,13 @@ MODULES = tuple(
         "adapter", "answers", "clock", "cm_connection", "cm_machine", "completer", "congestion", "diversion",
         "firmware", "flows", "hardware_faults", "host_context", "host_objects", "local", "memory", "neighbours",
         "node_memory", "port/packet", "port/xdp", "port_facts", "process", "qp", "queues", "regions", "requester",
-        "responder", "sinks", "verbs/base", "verbs/cq", "verbs/device", "verbs/mr", "verbs/pd", "verbs/qp",
-        "verbs/srq", "verbs/wr", "vocabulary", "window", "wire/frame", "wire/heading", "wire/headers", "wire/icrc",
+        "responder", "sinks", "vocabulary", "window", "wire/frame", "wire/heading", "wire/headers", "wire/icrc",
         "wire/psn", "work_requests", "wqe",
     )
 )  # fmt: skip
-"""What runs for each packet, and the values that it handles. All or none: they call each other without looking."""
+"""What runs for each packet, and the values that it handles. All or none: they call each other without looking. Not
+`verbs`: programs give them plain numbers for enumerations, wrong types to be told of, and want weak references.
+"""
 BUILT = PACKAGE / "_compiled" / str(sys.implementation.cache_tag)
 MANIFEST = BUILT / "made-from.json"
 PLAIN_VARIABLE = "CCM_LAB_PLAIN"

@@ -86,8 +86,8 @@ class Runner:
     _schedule: Schedule = field(init=False)
     _troubles: list[str] = field(default_factory=list)
     _suspensions: list[str] = field(default_factory=list)
-    _unloaded: dict[str, int] = field(default_factory=dict)
-    """Nodes whose host has to be told (again) to start its workload, with the incarnation that was told last."""
+    _loaded: dict[int, int] | None = None
+    """Node id to the incarnation of its host that was told last to start its workload; None: there is to be none."""
     _load_at: int = 0
     _resources: dict[int, dict[str, dict[str, int]]] = field(default_factory=dict)
 
@@ -182,7 +182,7 @@ class Runner:
     def _start_load(self) -> None:
         self._load_at = self.world.now()
         self._schedule.begin(self._load_at)
-        self._unloaded = dict.fromkeys(self.topology.nodes, -1)
+        self._loaded = {}
         self._load_restarted_hosts()
         clients = ", ".join(
             f"{client} {load.record_bytes} B x {load.depth}" for client, load in self.scenario.workload.items()
@@ -194,10 +194,13 @@ class Runner:
 
     def _load_restarted_hosts(self) -> None:
         """Each incarnation of a host is told once to start its workload; one that doesn't answer yet is told later."""
-        for node, told in self._unloaded.items():
-            incarnation = self._watcher.incarnation.get(self.plan.node_ids[node], 0)
-            if incarnation != told and self._start_workload(node):
-                self._unloaded[node] = incarnation
+        told, there = self._loaded, self._watcher.incarnation
+        if told is None or told == there:
+            return
+        for node, number in self.plan.node_ids.items():
+            incarnation = there.get(number, 0)
+            if told.get(number) != incarnation and self._start_workload(node):
+                told[number] = incarnation
 
     def _start_workload(self, node: str) -> bool:
         for client, load in self.scenario.workload.items():
@@ -214,7 +217,7 @@ class Runner:
     def _stop_load(self) -> int:
         """Tells all hosts to stop submitting and waits until nothing is outstanding."""
         stopped_at = self.world.now()
-        self._unloaded = {}
+        self._loaded = None
         for node in self.topology.nodes:
             self._ask(node, {"op": "workload.stop"})
         if not self._wait(lambda: self._outstanding() == 0, DRAIN_BOUND_NS):
@@ -358,7 +361,7 @@ class Runner:
 
     def _tell_entry(self, kind: Kind, at: int, session: Session, extra: int) -> None:
         """Tells of alerts and path changes while the load runs."""
-        if not self._load_at or kind not in _TOLD or (kind == Kind.SESSION_CLOSED and not self._unloaded):
+        if not self._load_at or kind not in _TOLD or (kind == Kind.SESSION_CLOSED and self._loaded is None):
             return  # at the end all sessions are closed, which nobody wants to read one by one
         way = f"{self._node_name(session.node)}->{self._node_name(session.partner)}"
         if kind in (Kind.PATH_DOWN, Kind.PATH_UP):

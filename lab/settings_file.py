@@ -61,7 +61,7 @@ class SettingsModel(FileModel):
     alone_limit: Duration = DEFAULTS.alone_limit_ns
     """Silence after which a path without a better one is given up."""
     shaken: Duration = DEFAULTS.shaken_ns
-    """How long a path that was silent itself is no evidence against another one."""
+    """How long a path that has just answered late itself is no evidence against another one."""
     window: Duration = DEFAULTS.window_ns
     """The worst round trip of this window and the one before counts."""
     connect_timeout: Duration = DEFAULTS.connect_timeout_ns

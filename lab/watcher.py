@@ -8,17 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ccm.history import Entry, Kind, count_entries, entry_at, kind_at, read_entries
+from ccm.history import Entry, Kind, count_entries, new_entries, read_entries
 from lab.check.evidence import Session
-
-_BUSY = frozenset({int(kind) for kind in (Kind.SUBMITTED, Kind.COMMITTED, Kind.DELIVERED)})
-
-
-def new_entries(buffer: memoryview, start: int) -> tuple[list[Entry], int]:
-    """What was written from index `start` on without the writes of the workload, and the next index to look from."""
-    end = count_entries(buffer, start)
-    rare = [index for index in range(start, end) if kind_at(buffer, index) not in _BUSY]
-    return [entry_at(buffer, index) for index in rare], end
 
 
 @dataclass(slots=True)
@@ -38,7 +29,8 @@ class Watcher:
         news: list[Entry] = []
         for node, buffer in histories.items():
             entries, self._next[node] = new_entries(buffer, self._next.get(node, 0))
-            news += entries
+            if entries:
+                news += entries
         if len(news) > 1:
             news.sort(key=lambda entry: entry.at)
         for entry in news:

@@ -5,11 +5,6 @@ return. Signatures follow rdma-core's pyverbs, module by module (`pyverbs/device
 program for pyverbs needs its imports changed and little else; everything is also here.
 """
 
-from emul.compiled import use as _use
-
-_use(__name__, __path__)
-
-# ruff: noqa: E402 (what follows may be compiled)
 from emul.errors import DeviceGone, PyverbsError, PyverbsRDMAError, PyverbsUserError, RDMAError
 from emul.verbs.cq import CQ, CompChannel
 from emul.verbs.device import Context, DeliveredEvent, DeviceAttr, PortAttr

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ccm.budget import Rate, detection_ns
-from ccm.history import Kind
+from ccm.history import Kind, new_entries
 from ccm.settings import DEFAULTS
 from emul.clock import MILLISECOND, SECOND
 from lab.bench import Row, compare, limit
@@ -33,7 +33,6 @@ from lab.errors import EXIT_PASS
 from lab.fabric import namespaces
 from lab.scenario import At, Step
 from lab.topology import Topology
-from lab.watcher import new_entries
 from lab.world import PlannedFault
 
 NAME = "scale"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ccm.history import Kind
+from ccm.history import Kind, new_entries
 from emul.clock import MILLISECOND, SECOND
 from lab import Lab, Topology, run
 from lab.check.evidence import Session
-from lab.watcher import new_entries
 
 TRIO = """
 name: trio

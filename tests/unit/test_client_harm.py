@@ -215,9 +215,9 @@ def test_what_is_no_number_or_no_bytes_is_refused_and_leaves_the_ledger_as_it_wa
     world = TwoHosts(clients=((ours,), (theirs,)))
     world.boot()
     assert world.run(SECOND, lambda: ours.session is not None)
-    with pytest.raises(TypeError, match="a message is bytes, got str"):
+    with pytest.raises(TypeError, match="bytes.* got str"):
         ours.session.send("text")
-    with pytest.raises(TypeError, match=r"whole numbers of bytes, got 0\.5"):
+    with pytest.raises(TypeError, match=r"got (0\.5|float)"):
         ours.session.write(0.5, 8, 0)
     with pytest.raises(ValueError, match="message of 65 bytes, at most 64"):
         ours.session.send(bytes(65))
