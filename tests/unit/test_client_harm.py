@@ -215,7 +215,7 @@ def test_what_is_no_number_or_no_bytes_is_refused_and_leaves_the_ledger_as_it_wa
     world = TwoHosts(clients=((ours,), (theirs,)))
     world.boot()
     assert world.run(SECOND, lambda: ours.session is not None)
-    with pytest.raises(TypeError, match="bytes.* got str"):
+    with pytest.raises(TypeError, match=r"bytes.* got str"):
         ours.session.send("text")
     with pytest.raises(TypeError, match=r"got (0\.5|float)"):
         ours.session.write(0.5, 8, 0)
