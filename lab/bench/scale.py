@@ -8,7 +8,7 @@ held against the formula.
 
 Each simulated cluster has a process of its own, so that what it takes of memory is its own, too.
 
-`--repetitions 0`: also 256 nodes in the simulator (32,640 pairs: some minutes of one core, 5 GiB) and 64 in netns.
+`lab.bench.scale_largest` does the same for the largest clusters.
 """
 
 from __future__ import annotations
@@ -36,13 +36,12 @@ from lab.topology import Topology
 from lab.world import PlannedFault
 
 NAME = "scale"
-HELP = "frames, CPU time and detection of idle clusters as they grow (--repetitions 0: up to 256 nodes, 64 in netns)"
+HELP = "frames, CPU time and detection of idle clusters as they grow"
 REPETITIONS = 1
+COMPILED = True
 
 SIZES = (2, 4, 8, 16, 32, 64)
-LARGEST = 256
 NETNS_SIZES = (2, 8, 16)
-NETNS_LARGEST = (32, 64)
 DETECTION_SIZES = (2, 8, 24)
 IDLE_NS = 400 * MILLISECOND
 NETNS_IDLE_S = 3.0
@@ -70,24 +69,34 @@ class Cost:
 
 
 def run(repetitions: int) -> list[Row]:
-    """Rows for the simulator, for netns where the machine lets us, and for detection."""
-    everything = repetitions == 0
+    """Rows for the simulator, for detection, and for netns where the machine lets us."""
     rows: list[Row] = []
+    for _ in range(repetitions):
+        rows = simulated(SIZES)
     with rare_collections():
-        for _ in range(max(1, repetitions)):
-            sizes: tuple[int, ...] = (*SIZES, LARGEST) if everything else SIZES
-            rows = _rows("sim", {size: apart(size) for size in sizes})
         rows += [detection(size) for size in DETECTION_SIZES]
-    if namespaces.may_make_namespaces():
-        sizes = (*NETNS_SIZES, *NETNS_LARGEST) if everything else NETNS_SIZES
-        measured = {size: in_netns(size) for size in sizes}
-        rows += _rows("netns", {size: cost for size, cost in measured.items() if cost is not None})
-        rows += [
-            limit(f"netns, {size} nodes: clusters that were NOT ready", 1, "", "clusters", 1, at_most=0)
-            for size, cost in measured.items()
-            if cost is None
-        ]
-    return rows
+    return rows + in_namespaces(NETNS_SIZES)
+
+
+def simulated(sizes: tuple[int, ...]) -> list[Row]:
+    """Rows for clusters of these sizes in the simulator; the smallest is the reference of the others."""
+    with rare_collections():
+        return _rows("sim", {size: apart(size) for size in sizes})
+
+
+def in_namespaces(sizes: tuple[int, ...]) -> list[Row]:
+    """The same in netns; no rows where the machine doesn't let us, a row that misses its target for what did not get
+    ready.
+    """
+    if not namespaces.may_make_namespaces():
+        return []
+    measured = {size: in_netns(size) for size in sizes}
+    rows = _rows("netns", {size: cost for size, cost in measured.items() if cost is not None})
+    return rows + [
+        limit(f"netns, {size} nodes: clusters that were NOT ready", 1, "", "clusters", 1, at_most=0)
+        for size, cost in measured.items()
+        if cost is None
+    ]
 
 
 def _rows(where: str, costs: dict[int, Cost]) -> list[Row]:
