@@ -45,6 +45,8 @@ NETNS_SIZES = (2, 8, 16)
 DETECTION_SIZES = (2, 8, 24)
 IDLE_NS = 400 * MILLISECOND
 NETNS_IDLE_S = 3.0
+NETNS_PATIENCE = 4
+"""So many times as long as in the simulator: who was held up while it began has rarer turns for a while."""
 ROUNDS = 2
 """Idling is measured when each path has had so many turns: until then the probes of the bring-up are still about."""
 FRAMES_OF_A_NODE_MAX_PER_S = 2 * DEFAULTS.idle_probes_per_s * 1.1
@@ -182,7 +184,7 @@ def in_netns(size: int) -> Cost | None:
         world = NetnsWorld.over(Plan(topology), fabric)
         pids = [int(one["pid"]) for one in fabric.processes() if one["kind"] in ("host", "adapter") and one["pid"]]
         bring_up = sum(map(_busy_ns, pids))
-        time.sleep(settled_ns(size) / SECOND)
+        time.sleep(NETNS_PATIENCE * settled_ns(size) / SECOND)
         sent = -sum(world.counters(node)["sent_pkts"] for node in topology.nodes)
         spent, begun = -sum(map(_busy_ns, pids)), time.monotonic()
         time.sleep(NETNS_IDLE_S)
